@@ -1,0 +1,95 @@
+# make demo | test | bench | lint: each sets up what it needs, once. `make help` lists all targets.
+#
+# PYTHON=/path names another interpreter: if it has torch it is used as it is, and gets what it lacks; if not, it is
+# what makes .venv, as python3 does by default.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup build cpp-tests test demo bench lint format clean distclean
+
+GIVEN := $(filter-out undefined default,$(origin PYTHON))
+PYTHON ?= python3
+ifdef GIVEN
+  # sys.executable where it has torch, "none" where it has not, empty where it does not run
+  TORCH_PYTHON := $(shell $(PYTHON) -c 'import importlib.util as u, sys; print(sys.executable if u.find_spec("torch") else "none")')
+  $(if $(TORCH_PYTHON),,$(error PYTHON=$(PYTHON) does not run))
+endif
+ifneq ($(filter-out none,$(TORCH_PYTHON)),)
+  PY := $(TORCH_PYTHON)
+  STATE := build/state/$(subst /,_,$(PY))
+  SETUP := --use $(PY)
+else
+  PY := $(CURDIR)/.venv/bin/python
+  STATE := .venv/state
+  SETUP := --venv .venv $(PYTHON)
+endif
+export PATH := $(dir $(PY)):$(PATH)
+# Read by setup.py: the C++ tests share the package's build tree.
+export CMAKE_ARGS := -DMASKED_LOSS_TESTS=ON $(CMAKE_ARGS)
+
+BUILD := build/package
+SOURCES := CMakeLists.txt VERSION setup.py pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.* csrc/*/*/*.* python/src/*)
+CPP := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* python/src/*.cpp tests/cpp/*.cpp tests/cpp/*.h examples/cpp/*.cpp)
+
+help:
+	@echo 'make demo     train a small character model and draw what the mask does'
+	@echo 'make test     GoogleTest and pytest'
+	@echo 'make bench    timings against torch.nn.functional'
+	@echo 'make lint     ruff and clang-format; no Python in csrc/'
+	@echo 'make format   apply ruff and clang-format'
+	@echo 'make build    set up and build the package, which demo, test and bench do first'
+	@echo 'make clean    remove what was built; make distclean: .venv too'
+	@echo 'PYTHON=/path/to/python make ... uses an interpreter that has torch, instead of .venv'
+
+setup: $(STATE)/ready
+$(STATE)/ready: requirements.txt tools/setup.sh
+	@tools/setup.sh $(SETUP)
+	@mkdir -p $(STATE) && touch $@
+
+# One interpreter at a time: the extension module lies in the source tree.
+build: $(STATE)/built
+$(STATE)/built: $(STATE)/ready $(SOURCES)
+	@echo '== Building masked_loss for $(PY)'
+	@rm -f build/state/*/built .venv/state/built; mkdir -p build
+	@set -o pipefail; $(PY) -m pip install --verbose --no-build-isolation --no-deps --editable . 2>&1 \
+	  | tee build/package.log | sed -un '/^ *\[[0-9]*\/[0-9]*\] [BL]/p' \
+	  || { tail -n 80 build/package.log; echo '== The build failed; the whole log: build/package.log'; exit 1; }
+	@touch $@
+
+cpp-tests: build
+	@echo '== Building the C++ tests'
+	@cmake --build $(BUILD) --target masked_loss_tests
+
+# Both runners run, whatever the first one says; the last lines are their summaries.
+test: cpp-tests
+	@set -o pipefail; status=0; \
+	echo '== GoogleTest'; \
+	$(BUILD)/tests/cpp/masked_loss_tests --gtest_brief=1 | tee build/googletest.log || status=1; \
+	echo '== pytest'; $(PY) -m pytest $(PYTEST_ARGS) || status=1; \
+	echo '== GoogleTest'; grep -E '^\[(=+|  (PASSED|FAILED)  )\]|FAILED TEST' build/googletest.log || status=1; \
+	exit $$status
+
+demo: build
+	@$(PY) examples/char_language_model.py $(DEMO_ARGS)
+
+bench: build
+	@$(PY) benchmarks/bench_cross_entropy.py $(BENCH_ARGS)
+
+lint: setup
+	@echo '== Lint'
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@clang-format --dry-run -Werror $(CPP)
+	@! grep -rnE 'Python\.h|pybind11|torch/extension\.h|torch/csrc/utils/pybind' csrc \
+	  || { echo 'csrc/ has to build without Python'; exit 1; }
+
+format: setup
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+	@clang-format -i $(CPP)
+
+clean:
+	rm -rf build out python/masked_loss/{include,lib,_build.py,_C*.so} python/*.egg-info
+	rm -f .venv/state/built
+
+distclean: clean
+	rm -rf .venv

@@ -1,0 +1,63 @@
+#include <masked_loss/masked_loss.h>
+
+#include "common/ops.h"
+
+namespace masked_loss {
+
+Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                     const CrossEntropyOptions& options) {
+  return call<CrossEntropy>(input, target, mask, options);
+}
+
+Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const LossNormalizerOptions& options) {
+  return call<LossNormalizer>(target, mask, options);
+}
+
+Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+                     at::IntArrayRef ignore_index) {
+  static const auto op = find_op<Tensor(const Tensor&, std::int64_t, const OptionalTensor&, at::IntArrayRef)>(
+      "masked_loss::check_targets");
+  return op.call(target, num_classes, mask, ignore_index);
+}
+
+Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& value) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, const Tensor&, const at::Scalar&)>("masked_loss::masked_fill", "Scalar");
+  return op.call(input, mask, value);
+}
+
+Tensor masked_fill(const Tensor& input, const Tensor& mask, const Tensor& value) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&)>("masked_loss::masked_fill", "Tensor");
+  return op.call(input, mask, value);
+}
+
+void masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
+  static const auto op =
+      find_op<void(Tensor&, const Tensor&, const at::Scalar&)>("masked_loss::masked_fill_", "Scalar");
+  op.call(input, mask, value);
+}
+
+void masked_fill_(Tensor& input, const Tensor& mask, const Tensor& value) {
+  static const auto op = find_op<void(Tensor&, const Tensor&, const Tensor&)>("masked_loss::masked_fill_", "Tensor");
+  op.call(input, mask, value);
+}
+
+Tensor sequence_mask(const Tensor& lengths, std::int64_t maxlen, PaddingSide padding_side) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, c10::SymInt, std::string_view)>("masked_loss::sequence_mask");
+  return op.call(lengths, maxlen, padding_side == PaddingSide::Right ? "right" : "left");
+}
+
+Tensor causal_mask(std::int64_t query_len, std::optional<std::int64_t> key_len, std::optional<at::Device> device) {
+  static const auto op = find_op<Tensor(c10::SymInt, std::optional<c10::SymInt>, std::optional<at::Device>)>(
+      "masked_loss::causal_mask");
+  return op.call(query_len, key_len ? std::optional<c10::SymInt>(*key_len) : std::nullopt, device);
+}
+
+Tensor mask_from_ids(const Tensor& tokens, at::IntArrayRef ids) {
+  static const auto op = find_op<Tensor(const Tensor&, at::IntArrayRef)>("masked_loss::mask_from_ids");
+  return op.call(tokens, ids);
+}
+
+}  // namespace masked_loss

@@ -1,0 +1,148 @@
+#include <ATen/TensorOperators.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/library.h>
+
+#include "autograd/paths.h"
+#include "composite/cross_entropy.h"
+
+namespace masked_loss::autograd {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// What a backward pass needs of the call: the tensors through autograd's saved variables, the rest as it is.
+class SavedCall {
+ public:
+  static void save(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                   const CrossEntropyOptions& options, const Tensor& result) {
+    const auto or_none = [](const OptionalTensor& tensor) { return tensor.value_or(Tensor()); };
+    ctx->save_for_backward({result, input, target, or_none(mask), or_none(options.weight),
+                            or_none(options.sample_weight), or_none(options.class_mask), or_none(options.normalizer)});
+    ctx->saved_data["reduction"] = static_cast<std::int64_t>(options.reduction);
+    ctx->saved_data["ignore_index"] = options.ignore_index;
+    ctx->saved_data["label_smoothing"] = options.label_smoothing;
+    ctx->saved_data["z_loss"] = options.z_loss;
+    ctx->saved_data["dim"] = options.dim;
+  }
+
+  explicit SavedCall(AutogradContext* ctx) : tensors_(ctx->get_saved_variables()) {
+    options = {.reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt()),
+               .weight = optional(4),
+               .sample_weight = optional(5),
+               .class_mask = optional(6),
+               .normalizer = optional(7),
+               .ignore_index = ctx->saved_data["ignore_index"].toIntVector(),
+               .label_smoothing = ctx->saved_data["label_smoothing"].toDouble(),
+               .z_loss = ctx->saved_data["z_loss"].toDouble(),
+               .dim = ctx->saved_data["dim"].toInt()};
+  }
+
+  Tensor& result() { return tensors_[0]; }  // the log-sum-exp or the gradient
+  const Tensor& input() const { return tensors_[1]; }
+  const Tensor& target() const { return tensors_[2]; }
+  OptionalTensor mask() const { return optional(3); }
+  CrossEntropyOptions options;
+
+ private:
+  OptionalTensor optional(std::size_t i) const {
+    return tensors_[i].defined() ? OptionalTensor(tensors_[i]) : std::nullopt;
+  }
+  variable_list tensors_;
+};
+
+// The loss in the accumulation dtype, by the fused ops.
+struct CrossEntropyFunction : Function<CrossEntropyFunction> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                        const CrossEntropyOptions& options) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    // A scalar's gradient is made while each row is at hand; the losses of 'none' wait for theirs.
+    auto [loss, result] = options.reduction == Reduction::None
+                              ? call<CrossEntropyForward>(input, target, mask, options)
+                              : call<CrossEntropyForwardGrad>(input, target, mask, options);
+    SavedCall::save(ctx, input, target, mask, options, result);
+    return loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    SavedCall saved(ctx);
+    const auto& grad = grads[0];
+    const auto mask = saved.mask();
+    Tensor gradient;
+    if (at::GradMode::is_enabled()) {
+      gradient = composite_cross_entropy_backward(grad, saved.input(), saved.target(), {}, mask, saved.options);
+    } else if (saved.options.reduction == Reduction::None) {
+      gradient =
+          call<CrossEntropyBackward>(grad, saved.input(), saved.target(), saved.result(), mask, saved.options);
+    } else {
+      gradient = scale(saved.result(), grad);
+    }
+    return {gradient, Tensor(), Tensor(), Tensor()};
+  }
+
+  static Tensor scale(Tensor gradient, const Tensor& grad) {
+    if (functorch_active()) return composite_scale_gradient(gradient, grad);
+    // A graph that is kept may be run again: what it has saved must stay.
+    if (torch::autograd::get_current_graph_task_keep_graph()) gradient = gradient.clone();
+    static const auto op = find_op<void(Tensor&, const Tensor&)>("masked_loss::_scale_gradient_");
+    op.call(gradient, grad);
+    return gradient;
+  }
+};
+
+Tensor fused(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+             const CrossEntropyOptions& options) {
+  if (input.requires_grad() && at::GradMode::is_enabled()) {
+    return CrossEntropyFunction::apply(input, target, mask, options);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return std::get<0>(call<CrossEntropyForward>(input, target, mask, options));
+}
+
+// For a sample_weight that is differentiated: fused losses of the rows, and the N-sized rest in ATen ops.
+Tensor differentiable_weights(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                              const CrossEntropyOptions& options) {
+  const auto rows = check_cross_entropy(input, target, mask, options);
+  const auto plan =
+      composite_plan(rows, options.reduction, options.normalizer, accumulation_type(input.scalar_type()));
+  auto unweighted = options;
+  unweighted.reduction = Reduction::None;
+  unweighted.sample_weight = unweighted.normalizer = std::nullopt;
+  return composite_reduce(fused(input, target, mask, unweighted), plan, options.reduction);
+}
+
+Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                     const CrossEntropyOptions& options) {
+  static const auto forward = CrossEntropyForward::find(CrossEntropyForward::name);
+  constexpr auto op = "cross_entropy";
+  check_no_grad(op, "weight", options.weight);
+  check_no_grad(op, "normalizer", options.normalizer);
+  Tensor loss;
+  if (functorch_active() || has_tangent(input) || has_tangent(options.sample_weight) || !has_kernel(forward, input)) {
+    loss = composite_cross_entropy(input, target, mask, options);
+  } else if (is_differentiated(options.sample_weight)) {
+    loss = differentiable_weights(input, target, mask, options);
+  } else {
+    loss = fused(input, target, mask, options);
+  }
+  const auto type = result_type(input);
+  return loss.scalar_type() == type ? loss : loss.to(type);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(masked_loss, Autograd, m) {
+  m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
+  // loss_normalizer and check_targets have no derivative.
+  for (const auto* op : {"_cross_entropy_forward", "_cross_entropy_forward_grad", "_cross_entropy_backward",
+                         "_scale_gradient_", "check_targets", "loss_normalizer"}) {
+    m.impl(op, torch::autograd::autogradNotImplementedFallback());
+  }
+}
+
+}  // namespace masked_loss::autograd

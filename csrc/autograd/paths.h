@@ -1,0 +1,24 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+namespace masked_loss {
+
+// A custom autograd function cannot be differentiated by functorch: under it, ops are composites.
+inline bool functorch_active() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
+}
+
+inline bool has_tangent(const at::Tensor& tensor) { return tensor._fw_grad(/*level=*/0).defined(); }
+
+inline bool has_tangent(const std::optional<at::Tensor>& tensor) { return tensor && has_tangent(*tensor); }
+
+// Whether an op has kernels of ours for the device of a tensor; others (MPS, XPU, ...) run the composite.
+inline bool has_kernel(const c10::OperatorHandle& op, const at::Tensor& tensor) {
+  const auto key = c10::computeDispatchKey(std::nullopt, std::nullopt, tensor.device());
+  return op.hasKernelForDispatchKey(key);
+}
+
+}  // namespace masked_loss

@@ -1,0 +1,292 @@
+#include "checks.h"
+
+#include <ATen/ExpandUtils.h>
+#include <ATen/MemoryOverlap.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
+
+namespace masked_loss {
+namespace {
+
+const char* on(const Tensor& tensor) { return tensor.is_nested() ? "a nested" : "a sparse"; }
+
+void check_layout(const char* op, const char* name, const Tensor& tensor) {
+  TORCH_CHECK_TYPE(tensor.layout() == at::kStrided && !tensor.is_nested(), op, ": expected ", name,
+                   " to be a dense tensor, got ", on(tensor), " one");
+}
+
+void check_beside(const char* op, const char* name, const Tensor& tensor, const char* other, const Tensor& there) {
+  check_layout(op, name, tensor);
+  TORCH_CHECK(tensor.device() == there.device(), op, ": expected ", name, " on the device of ", other, ", ",
+              there.device(), ", got ", tensor.device());
+}
+
+void check_mask_dtype(const char* op, const char* name, const Tensor& mask, const char* hint) {
+  TORCH_CHECK_TYPE(at::isIntegralType(mask.scalar_type(), /*includeBool=*/true), op, ": expected ", name,
+                   " of dtype bool or an integer dtype, got ", mask.scalar_type(), hint);
+}
+
+void check_weight_dtype(const char* op, const char* name, const Tensor& weight, const char* hint) {
+  const auto type = weight.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
+                   ": expected ", name, " of a floating dtype, got ", type, hint);
+}
+
+// `tensor` has the rank of `shape`, and each size equals it or is 1.
+void check_broadcast(const char* op, const char* name, const Tensor& tensor, c10::SymIntArrayRef shape,
+                     const char* of) {
+  const auto sizes = tensor.sym_sizes();
+  TORCH_CHECK(sizes.size() == shape.size(), op, ": expected ", name, " of rank ", shape.size(), ", as ", of, " of shape ",
+              shape, ", got shape ", sizes, "; add the missing dimensions of size 1, as in ", name, "[:, None]");
+  for (std::size_t d = 0; d < sizes.size(); ++d) {
+    TORCH_SYM_CHECK(sizes[d].sym_eq(shape[d]).sym_or(sizes[d].sym_eq(1)), op, ": expected ", name,
+                    " with each size 1 or that of ", of, ", ", shape, ", got ", sizes);
+  }
+}
+
+void check_classes(const char* op, const char* name, const Tensor& tensor, const c10::SymInt& classes) {
+  TORCH_SYM_CHECK(tensor.sym_size(0).sym_eq(classes), op, ": expected ", name, " of shape [", classes,
+                  "], the number of classes, got [", tensor.sym_size(0), "]");
+}
+
+void check_rows(const RowArguments& rows, c10::SymIntArrayRef input_sizes) {
+  const auto* op = rows.op;
+  check_layout(op, "target", rows.target);
+  const auto type = rows.target.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kLong || type == at::kInt || type == at::kByte, op,
+                   ": expected target of dtype int64, int32 or uint8 (class indices), got ", type);
+  const auto sizes = rows.target.sym_sizes();
+  if (rows.mask) {
+    check_beside(op, "mask", *rows.mask, "target", rows.target);
+    check_mask_dtype(op, "mask", *rows.mask,
+                     "; weights of the positions are passed as sample_weight=, of the classes as weight=");
+    check_broadcast(op, "mask", *rows.mask, sizes, "target");
+  }
+  if (rows.sample_weight) {
+    check_beside(op, "sample_weight", *rows.sample_weight, "target", rows.target);
+    check_weight_dtype(op, "sample_weight", *rows.sample_weight, "; what says which positions count is passed as mask=");
+    check_broadcast(op, "sample_weight", *rows.sample_weight, sizes, "target");
+  }
+  if (rows.weight) {
+    check_beside(op, "weight", *rows.weight, "target", rows.target);
+    check_weight_dtype(op, "weight", *rows.weight, "");
+    TORCH_CHECK(rows.weight->dim() == 1, op, ": expected weight of shape [C], got ", rows.weight->sym_sizes());
+    if (rows.classes) check_classes(op, "weight", *rows.weight, *rows.classes);
+  }
+  if (rows.class_mask) {
+    check_beside(op, "class_mask", *rows.class_mask, "target", rows.target);
+    check_mask_dtype(op, "class_mask", *rows.class_mask, "");
+    if (rows.class_mask->dim() == 1 && input_sizes.size() != 1) {
+      if (rows.classes) check_classes(op, "class_mask", *rows.class_mask, *rows.classes);
+    } else {
+      check_broadcast(op, "class_mask", *rows.class_mask, input_sizes, "the logits");
+    }
+  }
+}
+
+std::int64_t class_dim(const char* op, std::int64_t dim, std::int64_t rank) {
+  // The default, 1, is for [N, C, ...]; an unbatched [C] has no other dimension to mean.
+  if (rank == 1 && dim == 1) return 0;
+  TORCH_CHECK_INDEX(dim >= -rank && dim < rank, op, ": expected dim in [", -rank, ", ", rank - 1, "], got ", dim);
+  return dim < 0 ? dim + rank : dim;
+}
+
+c10::SymDimVector without(c10::SymIntArrayRef sizes, std::int64_t dim) {
+  c10::SymDimVector result(sizes.begin(), sizes.end());
+  result.erase(result.begin() + dim);
+  return result;
+}
+
+}  // namespace
+
+RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                                 const CrossEntropyOptions& options) {
+  constexpr auto op = "cross_entropy";
+  check_layout(op, "input", input);
+  const auto type = input.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
+                   ": expected input of dtype float32, float64, bfloat16 or float16, got ", type);
+  TORCH_CHECK(input.dim() >= 1, op, ": expected input with a class dimension, got a 0-d tensor");
+  const auto reduction = static_cast<std::int64_t>(options.reduction);
+  TORCH_CHECK_VALUE(reduction >= 0 && reduction <= static_cast<std::int64_t>(Reduction::SequenceMean), op,
+                    ": expected reduction to be 0 'none', 1 'mean', 2 'sum' or 3 'sequence_mean', got ", reduction);
+  TORCH_CHECK_VALUE(options.label_smoothing >= 0 && options.label_smoothing <= 1, op,
+                    ": expected label_smoothing in [0, 1], got ", options.label_smoothing);
+  const auto dim = class_dim(op, options.dim, input.dim());
+  const auto sizes = input.sym_sizes();
+  check_beside(op, "target", target, "input", input);
+  const auto rows = without(sizes, dim);
+  const auto target_sizes = target.sym_sizes();
+  TORCH_CHECK(target_sizes.size() == rows.size(), op, ": expected target of shape ", c10::SymIntArrayRef(rows),
+              ", the input's ", sizes, " without dim ", dim, ", got ", target_sizes);
+  for (std::size_t d = 0; d < rows.size(); ++d) {
+    TORCH_SYM_CHECK(target_sizes[d].sym_eq(rows[d]), op, ": expected target of shape ", c10::SymIntArrayRef(rows),
+                    ", the input's ", sizes, " without dim ", dim, ", got ", target_sizes);
+  }
+  if (options.normalizer) {
+    const auto& normalizer = *options.normalizer;
+    TORCH_CHECK_VALUE(options.reduction == Reduction::Mean || options.reduction == Reduction::SequenceMean, op,
+                      ": expected a normalizer only with reduction 'mean' or 'sequence_mean', got reduction '",
+                      options.reduction == Reduction::None ? "none" : "sum", "'");
+    check_beside(op, "normalizer", normalizer, "input", input);
+    TORCH_CHECK(normalizer.dim() == 0, op, ": expected normalizer to be a number or a 0-d tensor, got shape ",
+                normalizer.sym_sizes());
+    TORCH_CHECK_TYPE(!normalizer.is_complex() && normalizer.scalar_type() != at::kBool, op,
+                     ": expected normalizer of a real dtype, got ", normalizer.scalar_type());
+  }
+  RowArguments arguments{op,
+                         target,
+                         mask,
+                         options.weight,
+                         options.sample_weight,
+                         options.class_mask,
+                         options.ignore_index,
+                         dim,
+                         sizes[dim]};
+  check_rows(arguments, sizes);
+  return arguments;
+}
+
+RowArguments check_loss_normalizer(const Tensor& target, const OptionalTensor& mask,
+                                   const LossNormalizerOptions& options) {
+  constexpr auto op = "loss_normalizer";
+  RowArguments arguments{op,
+                         target,
+                         mask,
+                         options.weight,
+                         options.sample_weight,
+                         options.class_mask,
+                         options.ignore_index,
+                         class_dim(op, options.dim, target.dim() + 1),
+                         std::nullopt};
+  const auto& class_mask = options.class_mask;
+  if (options.weight && options.weight->dim() == 1) {
+    arguments.classes = options.weight->sym_size(0);
+  } else if (class_mask && class_mask->dim() == 1) {
+    arguments.classes = class_mask->sym_size(0);
+  } else if (class_mask && class_mask->dim() == target.dim() + 1) {
+    arguments.classes = class_mask->sym_size(arguments.dim);
+  }
+  c10::SymDimVector sizes(target.sym_sizes().begin(), target.sym_sizes().end());
+  sizes.insert(sizes.begin() + arguments.dim, arguments.classes.value_or(1));
+  check_rows(arguments, sizes);
+  return arguments;
+}
+
+RowArguments check_check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+                                 at::IntArrayRef ignore_index) {
+  static const OptionalTensor none;
+  RowArguments arguments{"check_targets", target, mask, none, none, none, ignore_index, 0, c10::SymInt(num_classes)};
+  TORCH_CHECK_VALUE(num_classes >= 0, arguments.op, ": expected num_classes of at least 0, got ", num_classes);
+  check_rows(arguments, {});
+  return arguments;
+}
+
+void check_normalizer_value(double normalizer) {
+  TORCH_CHECK_VALUE(!(normalizer < 0), "cross_entropy: expected normalizer of at least 0, got ", normalizer);
+}
+
+void throw_out_of_range(const RowArguments& arguments, std::int64_t row, std::int64_t index, std::int64_t classes) {
+  at::DimVector position(arguments.target.dim());
+  for (std::int64_t d = arguments.target.dim() - 1; d >= 0; --d) {
+    position[d] = row % arguments.target.size(d);
+    row /= arguments.target.size(d);
+  }
+  if (classes == std::numeric_limits<std::int64_t>::max()) {
+    TORCH_CHECK_INDEX(false, arguments.op, ": expected kept targets of at least 0, got ", index, " at position ",
+                      at::IntArrayRef(position));
+  }
+  TORCH_CHECK_INDEX(false, arguments.op, ": expected kept targets in [0, ", classes, "), got ", index, " at position ",
+                    at::IntArrayRef(position));
+}
+
+namespace {
+
+void check_fill(const char* op, const Tensor& input, const Tensor& mask, const Tensor* value) {
+  check_layout(op, "input", input);
+  check_beside(op, "mask", mask, "input", input);
+  check_mask_dtype(op, "mask", mask, "");
+  if (value != nullptr) {
+    check_layout(op, "value", *value);
+    TORCH_CHECK(value->dim() == 0, op, ": expected value to be a number or a 0-d tensor, got shape ",
+                value->sym_sizes());
+    TORCH_CHECK(value->device() == input.device() || value->is_cpu(), op, ": expected value on the device of input, ",
+                input.device(), ", or on the CPU, got ", value->device());
+  }
+}
+
+// From the last dimension back, each size of `mask` is 1 or the input's; with `both`, either may be 1.
+void check_trailing(const char* op, const Tensor& input, const Tensor& mask, bool both) {
+  const auto ours = input.sym_sizes(), theirs = mask.sym_sizes();
+  TORCH_CHECK(both || theirs.size() <= ours.size(), op, ": expected mask to broadcast to input of shape ", ours,
+              ", got ", theirs);
+  for (std::size_t d = 1; d <= std::min(ours.size(), theirs.size()); ++d) {
+    const auto &a = ours[ours.size() - d], &b = theirs[theirs.size() - d];
+    auto fits = b.sym_eq(1).sym_or(b.sym_eq(a));
+    if (both) fits = fits.sym_or(a.sym_eq(1));
+    TORCH_SYM_CHECK(fits, op, ": expected mask to broadcast ", both ? "with" : "to", " input of shape ", ours, ", got ",
+                    theirs);
+  }
+}
+
+}  // namespace
+
+void check_masked_fill(const Tensor& input, const Tensor& mask, const Tensor* value) {
+  check_fill("masked_fill", input, mask, value);
+  check_trailing("masked_fill", input, mask, /*both=*/true);
+}
+
+void check_masked_fill_(const Tensor& input, const Tensor& mask, const Tensor* value) {
+  constexpr auto op = "masked_fill_";
+  check_fill(op, input, mask, value);
+  check_trailing(op, input, mask, /*both=*/false);
+}
+
+void check_memory_overlap(const Tensor& input, const Tensor& mask) {
+  constexpr auto op = "masked_fill_";
+  TORCH_CHECK(at::has_internal_overlap(input) != at::MemOverlap::Yes, op,
+              ": expected input whose elements do not share memory, got sizes ", input.sizes(), " and strides ",
+              input.strides(), "; clone() it first");
+  TORCH_CHECK(mask.is_same(input) || at::get_overlap_status(input, mask) != at::MemOverlapStatus::Partial, op,
+              ": expected mask that does not share memory with input, got a partial overlap; clone() the mask first");
+}
+
+Tensor broadcast_to_mask(const Tensor& input, const Tensor& mask) {
+  return input.expand_symint(at::infer_size_symdimvector(input.sym_sizes(), mask.sym_sizes()));
+}
+
+void check_integers(const char* op, const char* name, const Tensor& tensor) {
+  check_layout(op, name, tensor);
+  TORCH_CHECK_TYPE(at::isIntegralType(tensor.scalar_type(), /*includeBool=*/false), op, ": expected ", name,
+                   " of an integer dtype, got ", tensor.scalar_type());
+}
+
+void check_not_negative(const char* op, const char* name, const c10::SymInt& value) {
+  if (const auto number = value.maybe_as_int()) {
+    TORCH_CHECK_VALUE(*number >= 0, op, ": expected ", name, " of at least 0, got ", *number);
+  }
+}
+
+bool is_differentiated(const OptionalTensor& tensor) {
+  return tensor && ((tensor->requires_grad() && at::GradMode::is_enabled()) || tensor->_fw_grad(/*level=*/0).defined());
+}
+
+void check_no_grad(const char* op, const char* name, const OptionalTensor& tensor) {
+  TORCH_CHECK(!tensor || !tensor->requires_grad() || !at::GradMode::is_enabled(), op, ": expected ", name,
+              " that does not require grad, got one that does; the loss has no derivative for it");
+}
+
+at::ScalarType accumulation_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
+
+at::ScalarType loss_normalizer_type(const LossNormalizerOptions& options) {
+  const auto is_double = [](const OptionalTensor& weight) { return weight && weight->scalar_type() == at::kDouble; };
+  return is_double(options.weight) || is_double(options.sample_weight) ? at::kDouble : at::kFloat;
+}
+
+at::ScalarType result_type(const Tensor& input) {
+  const auto type = input.scalar_type();
+  const bool half = type == at::kHalf || type == at::kBFloat16;
+  return half && at::autocast::is_autocast_enabled(input.device().type()) ? at::kFloat : type;
+}
+
+}  // namespace masked_loss

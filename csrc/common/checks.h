@@ -1,0 +1,64 @@
+#pragma once
+
+#include "ops.h"
+
+namespace masked_loss {
+
+// What decides which rows count, and for how much: the arguments that cross_entropy, loss_normalizer and
+// check_targets have in common. `dim` counts among the dimensions of the input and is not negative.
+struct RowArguments {
+  const char* op;
+  const Tensor& target;
+  const OptionalTensor& mask;
+  const OptionalTensor& weight;
+  const OptionalTensor& sample_weight;
+  const OptionalTensor& class_mask;
+  at::IntArrayRef ignore_index;
+  std::int64_t dim;
+  std::optional<c10::SymInt> classes;  // where known
+};
+
+// Each checks its arguments, on shapes that may be symbolic and never on values, and returns them resolved.
+RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                                 const CrossEntropyOptions& options);
+RowArguments check_loss_normalizer(const Tensor& target, const OptionalTensor& mask,
+                                   const LossNormalizerOptions& options);
+RowArguments check_check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+                                 at::IntArrayRef ignore_index);
+
+// The values of a normalizer, where it can be read without a wait.
+void check_normalizer_value(double normalizer);
+
+[[noreturn]] void throw_out_of_range(const RowArguments& arguments, std::int64_t row, std::int64_t index,
+                                     std::int64_t classes);
+
+// The value of masked_fill is a number or a tensor.
+inline const Tensor* tensor_or_null(const Tensor& value) { return &value; }
+inline const Tensor* tensor_or_null(const at::Scalar&) { return nullptr; }
+
+void check_masked_fill(const Tensor& input, const Tensor& mask, const Tensor* value);
+void check_masked_fill_(const Tensor& input, const Tensor& mask, const Tensor* value);
+void check_memory_overlap(const Tensor& input, const Tensor& mask);  // of masked_fill_, on tensors that have memory
+
+// A view of `input` with the shape that it and `mask` broadcast to.
+Tensor broadcast_to_mask(const Tensor& input, const Tensor& mask);
+
+void check_integers(const char* op, const char* name, const Tensor& tensor);
+void check_not_negative(const char* op, const char* name, const c10::SymInt& value);
+
+// Whether a derivative for the argument is wanted, backward or forward.
+bool is_differentiated(const OptionalTensor& tensor);
+
+// Throws, as torch does, for an argument that has no derivative.
+void check_no_grad(const char* op, const char* name, const OptionalTensor& tensor);
+
+// float for half types, else the input's own.
+at::ScalarType accumulation_type(at::ScalarType type);
+
+at::ScalarType loss_normalizer_type(const LossNormalizerOptions& options);
+
+// The dtype of a loss: the input's, and float for half types under autocast. Asked once, above the dispatcher's
+// backend keys: a compiled graph runs with autocast off.
+at::ScalarType result_type(const Tensor& input);
+
+}  // namespace masked_loss

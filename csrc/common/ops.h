@@ -1,0 +1,63 @@
+#pragma once
+
+#include <masked_loss/cross_entropy.h>
+
+#include "carry.h"
+
+namespace masked_loss {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// The only list of an options struct's members, and beside it the schema arguments in the same order.
+inline auto fields(const CrossEntropyOptions& options) {
+  const auto& [reduction, weight, sample_weight, class_mask, normalizer, ignore_index, label_smoothing, z_loss, dim] =
+      options;
+  return std::tie(reduction, weight, sample_weight, class_mask, normalizer, ignore_index, label_smoothing, z_loss, dim);
+}
+inline constexpr auto kCrossEntropyArguments =
+    "int reduction=1, Tensor? weight=None, Tensor? sample_weight=None, Tensor? class_mask=None, "
+    "Tensor? normalizer=None, int[1] ignore_index=-100, float label_smoothing=0., float z_loss=0., int dim=1";
+
+inline auto fields(const LossNormalizerOptions& options) {
+  const auto& [weight, sample_weight, class_mask, ignore_index, dim] = options;
+  return std::tie(weight, sample_weight, class_mask, ignore_index, dim);
+}
+inline constexpr auto kLossNormalizerArguments =
+    "Tensor? weight=None, Tensor? sample_weight=None, Tensor? class_mask=None, int[1] ignore_index=-100, int dim=1";
+
+struct CrossEntropy : Carry<CrossEntropyOptions, Tensor, const Tensor&, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "masked_loss::cross_entropy";
+};
+// -> (loss, log-sum-exp), both in the accumulation dtype
+struct CrossEntropyForward
+    : Carry<CrossEntropyOptions, std::tuple<Tensor, Tensor>, const Tensor&, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "masked_loss::_cross_entropy_forward";
+};
+// -> (loss in the accumulation dtype, gradient of the input); scalar reductions only
+struct CrossEntropyForwardGrad
+    : Carry<CrossEntropyOptions, std::tuple<Tensor, Tensor>, const Tensor&, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "masked_loss::_cross_entropy_forward_grad";
+};
+// (grad, input, target, log_sum_exp, mask) -> gradient of the input
+struct CrossEntropyBackward : Carry<CrossEntropyOptions, Tensor, const Tensor&, const Tensor&, const Tensor&,
+                                    const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "masked_loss::_cross_entropy_backward";
+};
+struct LossNormalizer : Carry<LossNormalizerOptions, Tensor, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "masked_loss::loss_normalizer";
+};
+
+template <class Op, class... Arguments>
+auto call(const Arguments&... arguments) {
+  static const auto op = Op::find(Op::name);
+  return Op::call(op, arguments...);
+}
+
+// The typed handle of an op without an options struct; `name` and `overload` must be the same at every call.
+template <class Signature>
+auto find_op(const char* name, const char* overload = "") {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).template typed<Signature>();
+}
+
+}  // namespace masked_loss

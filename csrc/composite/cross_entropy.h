@@ -1,0 +1,32 @@
+#pragma once
+
+#include "common/checks.h"
+
+namespace masked_loss {
+
+// The row plan in ATen ops, differentiable in sample_weight: what is [N, ...] below has the target's shape.
+struct CompositePlan {
+  Tensor keep;         // bool [N, ...]
+  Tensor index;        // int64 [N, ...], 0 where masked
+  Tensor coefficient;  // [N, ...], 0 where masked
+};
+CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, const OptionalTensor& normalizer,
+                             at::ScalarType accumulation);
+
+// Losses without a coefficient, [N, ...] -> the result in the accumulation dtype.
+Tensor composite_reduce(const Tensor& losses, const CompositePlan& plan, Reduction reduction);
+
+// Cross entropy in ATen ops: for functorch, forward-mode AD, double backward and devices without kernels of ours.
+// In the accumulation dtype.
+Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                               const CrossEntropyOptions& options);
+
+// The gradient of the composite, differentiable where grad mode is on.
+Tensor composite_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                                        const Tensor& log_sum_exp, const OptionalTensor& mask,
+                                        const CrossEntropyOptions& options);
+
+// A gradient made in the forward pass times the upstream one; its zeros stay +0.0.
+Tensor composite_scale_gradient(const Tensor& gradient, const Tensor& grad);
+
+}  // namespace masked_loss

@@ -1,0 +1,56 @@
+#include "composite/masked_fill.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/masked_fill.h>
+#include <torch/library.h>
+
+#include "common/checks.h"
+
+namespace masked_loss {
+namespace {
+
+Tensor boolean(const Tensor& mask) { return mask.scalar_type() == at::kBool ? mask : mask.ne(0); }
+
+}  // namespace
+
+Tensor composite_masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& value) {
+  check_masked_fill(input, mask, nullptr);
+  return at::masked_fill(input, boolean(mask), value);
+}
+
+Tensor composite_masked_fill(const Tensor& input, const Tensor& mask, const Tensor& value) {
+  check_masked_fill(input, mask, &value);
+  return at::masked_fill(input, boolean(mask), value);
+}
+
+void composite_masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
+  check_masked_fill_(input, mask, nullptr);
+  input.masked_fill_(boolean(mask), value);
+}
+
+void composite_masked_fill_(Tensor& input, const Tensor& mask, const Tensor& value) {
+  check_masked_fill_(input, mask, &value);
+  input.masked_fill_(boolean(mask), value);
+}
+
+namespace {
+
+using FillScalar = Tensor(const Tensor&, const Tensor&, const at::Scalar&);
+using FillTensor = Tensor(const Tensor&, const Tensor&, const Tensor&);
+using FillScalar_ = void(Tensor&, const Tensor&, const at::Scalar&);
+using FillTensor_ = void(Tensor&, const Tensor&, const Tensor&);
+
+void implement(torch::Library& m) {
+  m.impl("masked_fill.Scalar", static_cast<FillScalar*>(composite_masked_fill));
+  m.impl("masked_fill.Tensor", static_cast<FillTensor*>(composite_masked_fill));
+  m.impl("masked_fill_.Scalar", static_cast<FillScalar_*>(composite_masked_fill_));
+  m.impl("masked_fill_.Tensor", static_cast<FillTensor_*>(composite_masked_fill_));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) { implement(m); }
+
+TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) { implement(m); }
+
+}  // namespace masked_loss

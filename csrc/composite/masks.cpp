@@ -1,0 +1,58 @@
+#include "composite/masks.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/ones_like.h>
+#include <torch/library.h>
+
+#include "common/checks.h"
+
+namespace masked_loss {
+
+Tensor none_of(const Tensor& tokens, at::IntArrayRef ids) {
+  Tensor result;
+  for (const auto id : ids) {
+    // An id that the dtype cannot hold stands nowhere: uint8 tokens are compared as int64.
+    const auto differs = (tokens.scalar_type() == at::kByte ? tokens.to(at::kLong) : tokens).ne(id);
+    result = result.defined() ? result.logical_and(differs) : differs;
+  }
+  return result.defined() ? result : at::ones_like(tokens, tokens.options().dtype(at::kBool));
+}
+
+namespace {
+
+Tensor sequence_mask(const Tensor& lengths, c10::SymInt maxlen, std::string_view padding_side) {
+  constexpr auto op = "sequence_mask";
+  check_integers(op, "lengths", lengths);
+  check_not_negative(op, "maxlen", maxlen);
+  TORCH_CHECK_VALUE(padding_side == "right" || padding_side == "left", op,
+                    ": expected padding_side to be 'right' or 'left', got '", padding_side, "'");
+  const auto position = at::arange(maxlen, lengths.options().dtype(at::kLong));
+  const auto length = lengths.to(at::kLong).unsqueeze(-1);
+  return padding_side == "right" ? position.lt(length) : (position - maxlen).ge(-length);
+}
+
+Tensor causal_mask(c10::SymInt query_len, std::optional<c10::SymInt> key_len,
+                   std::optional<at::Device> device) {
+  constexpr auto op = "causal_mask";
+  const auto keys = key_len.value_or(query_len);
+  check_not_negative(op, "query_len", query_len);
+  check_not_negative(op, "key_len", keys);
+  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
+  return at::arange(keys, options).le(at::arange(query_len, options).unsqueeze(-1));
+}
+
+Tensor mask_from_ids(const Tensor& tokens, at::IntArrayRef ids) {
+  check_integers("mask_from_ids", "tokens", tokens);
+  return none_of(tokens, ids);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(masked_loss, CompositeImplicitAutograd, m) {
+  m.impl("sequence_mask", sequence_mask);
+  m.impl("causal_mask", causal_mask);
+  m.impl("mask_from_ids", mask_from_ids);
+}
+
+}  // namespace masked_loss

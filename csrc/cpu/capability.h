@@ -1,0 +1,27 @@
+#pragma once
+
+#include <ATen/Version.h>
+
+// A kernel file is compiled once for every instruction set, into a namespace named after it.
+#if defined(__x86_64__) || defined(_M_X64)
+#define MASKED_LOSS_KERNELS(declaration) \
+  namespace DEFAULT {                    \
+  declaration;                           \
+  }                                      \
+  namespace AVX2 {                       \
+  declaration;                           \
+  }                                      \
+  namespace AVX512 {                     \
+  declaration;                           \
+  }
+#define MASKED_LOSS_PICK(function)                    \
+  (at::get_cpu_capability() == "AVX512" ? AVX512::function() \
+   : at::get_cpu_capability() == "AVX2" ? AVX2::function()   \
+                                        : DEFAULT::function())
+#else
+#define MASKED_LOSS_KERNELS(declaration) \
+  namespace DEFAULT {                    \
+  declaration;                           \
+  }
+#define MASKED_LOSS_PICK(function) DEFAULT::function()
+#endif

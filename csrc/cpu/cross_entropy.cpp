@@ -1,0 +1,228 @@
+#include <ATen/Dispatch.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include "common/checks.h"
+#include "cpu/cross_entropy_kernel.h"
+#include "cpu/parallel.h"
+#include "cpu/row_plan.h"
+
+namespace masked_loss::cpu {
+namespace {
+
+constexpr std::int64_t kElementsPerTask = 1 << 16;
+constexpr std::int64_t kChunk = 1024;  // losses that are summed together; fixed, as the sum must not depend on threads
+
+template <class T>
+using Accumulation = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <class Body>
+void dispatch(at::ScalarType type, const Body& body) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, type, "cross_entropy", [&] { body(scalar_t{}); });
+}
+
+// What a kernel's arrays point to, and the arrays.
+template <class T>
+class Work {
+ public:
+  using A = Accumulation<T>;
+
+  Work(const RowArguments& arguments, const Tensor& input, const CrossEntropyOptions& options, RowPlan<A>& plan,
+       Tensor* gradient) {
+    constexpr auto type = std::is_same_v<A, double> ? at::kDouble : at::kFloat;
+    const auto dim = arguments.dim;
+    std::array<at::DimVector, 3> strides{row_strides(input, dim), {}, {}};
+    work_.classes = input.size(dim);
+    work_.logits = input.const_data_ptr<T>();
+    work_.logits_stride = class_stride(input, dim);
+    work_.gradient = nullptr;
+    work_.gradient_stride = 1;
+    if (gradient != nullptr) {
+      work_.gradient = gradient->mutable_data_ptr<T>();
+      work_.gradient_stride = class_stride(*gradient, dim);
+      strides[1] = row_strides(*gradient, dim);
+    }
+    take_class_mask(arguments, input, strides[2]);
+    if (arguments.weight) {
+      weight_ = arguments.weight->to(type).contiguous();
+      work_.weight = weight_.const_data_ptr<A>();
+    } else {
+      work_.weight = nullptr;
+    }
+    work_.rows = make_rows<3>(arguments.target.sizes(), strides);
+    work_.index = plan.index.data();
+    work_.coefficient = plan.coefficient.data();
+    work_.label_smoothing = static_cast<A>(options.label_smoothing);
+    work_.z_loss = static_cast<A>(options.z_loss);
+    work_.loss = work_.log_sum_exp = nullptr;
+  }
+
+  void run(CrossEntropyMode mode, A* loss, A* log_sum_exp) {
+    work_.loss = loss;
+    work_.log_sum_exp = log_sum_exp;
+    static const auto& kernels = MASKED_LOSS_PICK(cross_entropy_kernels);
+    const auto& kernel = kernels.template of<T>();
+    const auto rows = work_.rows.count;
+    const auto rows_per_task = std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, work_.classes));
+    // Whole tiles of rows, so that their bounds do not depend on the size of a task.
+    const auto chunk = rows_per_task > 64 ? rows_per_task / 64 * 64 : rows_per_task;
+    run_tasks(divide_up(rows, chunk), [&] {
+      c10::SmallBuffer<A, 1024> scratch(kernel.scratch_size(work_, mode));
+      return [this, mode, chunk, rows, &kernel, scratch = std::move(scratch)](std::int64_t task) mutable {
+        kernel.run(work_, mode, task * chunk, std::min(rows, (task + 1) * chunk), scratch.data());
+      };
+    });
+  }
+
+ private:
+  // Of a single class any stride is right; 1 is the one that kernels are fast for.
+  static std::int64_t class_stride(const Tensor& tensor, std::int64_t dim) {
+    return tensor.size(dim) <= 1 ? 1 : tensor.stride(dim);
+  }
+
+  void take_class_mask(const RowArguments& arguments, const Tensor& input, at::DimVector& strides) {
+    work_.class_mask = nullptr;
+    work_.class_mask_stride = 0;
+    if (!arguments.class_mask) return;
+    const auto& given = *arguments.class_mask;
+    const auto rank = input.dim();
+    const auto dim = given.dim() == rank ? arguments.dim : 0;
+    // One number for all classes masks the row, which the plan knows.
+    if (given.size(dim) == 1 && input.size(arguments.dim) != 1) return;
+    class_mask_ = given.scalar_type() == at::kBool ? given : given.ne(0);
+    if (class_mask_.stride(dim) != 1 && work_.logits_stride == 1) class_mask_ = class_mask_.contiguous();
+    work_.class_mask_stride = class_stride(class_mask_, dim);
+    work_.class_mask = class_mask_.const_data_ptr<bool>();
+    if (given.dim() == rank) strides = row_strides(class_mask_, dim);
+  }
+
+  Tensor weight_, class_mask_;
+  CrossEntropyWork<T, A> work_;
+};
+
+template <class A>
+A sum(const A* x, std::int64_t n) {
+  c10::SmallVector<double, 8> sums(divide_up(n, kChunk));
+  const auto chunk = [&](std::int64_t c) {
+    double lanes[8] = {};
+    const auto end = std::min(n, (c + 1) * kChunk);
+    for (auto i = c * kChunk; i < end; ++i) lanes[i % 8] += double(x[i]);
+    sums[c] = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+  };
+  for (std::size_t c = 0; c < sums.size(); ++c) chunk(static_cast<std::int64_t>(c));
+  double total = 0;
+  for (const double s : sums) total += s;
+  return static_cast<A>(total);
+}
+
+// -> loss [N, ...] or 0-d, in the accumulation dtype
+Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+               const CrossEntropyOptions& options, CrossEntropyMode mode, Tensor* log_sum_exp, Tensor* gradient) {
+  const auto arguments = check_cross_entropy(input, target, mask, options);
+  const auto accumulation = input.options().dtype(accumulation_type(input.scalar_type()));
+  const bool reduced = options.reduction != Reduction::None;
+  Tensor loss = at::empty(reduced ? at::IntArrayRef() : target.sizes(), accumulation);
+  if (log_sum_exp != nullptr) *log_sum_exp = at::empty(target.sizes(), accumulation);
+  dispatch(input.scalar_type(), [&](auto t) {
+    using A = Accumulation<decltype(t)>;
+    auto plan = make_row_plan<A>(arguments, options.reduction, options.normalizer);
+    if (gradient != nullptr) *gradient = at::empty_like(input);
+    Work<decltype(t)> work(arguments, input, options, plan, gradient);
+    const auto rows = target.numel();
+    c10::SmallBuffer<A, 64> losses(reduced ? rows : 0);
+    A* row_losses = reduced ? losses.data() : loss.mutable_data_ptr<A>();
+    work.run(mode, row_losses, log_sum_exp == nullptr ? nullptr : log_sum_exp->mutable_data_ptr<A>());
+    if (reduced) *loss.mutable_data_ptr<A>() = sum(row_losses, rows);
+  });
+  return loss;
+}
+
+std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                                                 const CrossEntropyOptions& options) {
+  Tensor log_sum_exp;
+  auto loss = forward(input, target, mask, options, CrossEntropyMode::Forward, &log_sum_exp, nullptr);
+  return {loss, log_sum_exp};
+}
+
+std::tuple<Tensor, Tensor> cross_entropy_forward_grad(const Tensor& input, const Tensor& target,
+                                                      const OptionalTensor& mask,
+                                                      const CrossEntropyOptions& options) {
+  Tensor gradient;
+  auto loss = forward(input, target, mask, options, CrossEntropyMode::ForwardGrad, nullptr, &gradient);
+  return {loss, gradient};
+}
+
+Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                     const CrossEntropyOptions& options) {
+  return forward(input, target, mask, options, CrossEntropyMode::Forward, nullptr, nullptr).to(result_type(input));
+}
+
+Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const Tensor& log_sum_exp,
+                              const OptionalTensor& mask, const CrossEntropyOptions& options) {
+  const auto arguments = check_cross_entropy(input, target, mask, options);
+  TORCH_CHECK(log_sum_exp.sizes() == target.sizes() && (grad.dim() == 0 || grad.sizes() == target.sizes()),
+              "_cross_entropy_backward: expected log_sum_exp of shape ", target.sizes(), " and grad of it or 0-d, got ",
+              log_sum_exp.sizes(), " and ", grad.sizes());
+  const auto accumulation = accumulation_type(input.scalar_type());
+  const auto upstream = grad.to(accumulation).expand(target.sizes()), lse = log_sum_exp.to(accumulation).contiguous();
+  auto gradient = at::empty_like(input);
+  dispatch(input.scalar_type(), [&](auto t) {
+    using A = Accumulation<decltype(t)>;
+    auto plan = make_row_plan<A>(arguments, options.reduction, options.normalizer);
+    const auto rows = make_rows<1>(target.sizes(), {row_strides(upstream)});
+    const A* data = upstream.const_data_ptr<A>();
+    for (std::int64_t r = 0; r < rows.count; ++r) plan.coefficient[r] *= data[rows.offsets(r)[0]];
+    Work<decltype(t)> work(arguments, input, options, plan, &gradient);
+    work.run(CrossEntropyMode::Backward, nullptr, const_cast<A*>(lse.const_data_ptr<A>()));
+  });
+  return gradient;
+}
+
+void scale_gradient_(Tensor& gradient, const Tensor& grad) {
+  TORCH_CHECK(grad.dim() == 0, "_scale_gradient_: expected grad to be 0-d, got ", grad.sizes());
+  const double by = grad.item<double>();
+  if (by == 1) return;
+  Tensor dense = gradient.is_non_overlapping_and_dense() ? gradient : gradient.contiguous();
+  dispatch(gradient.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    using A = Accumulation<T>;
+    T* data = dense.template mutable_data_ptr<T>();
+    const A scale = static_cast<A>(by);
+    at::parallel_for(0, dense.numel(), kElementsPerTask, [&](std::int64_t begin, std::int64_t end) {
+      // Selected, not multiplied: a zero stays +0 under a negative or an infinite factor.
+      for (auto i = begin; i < end; ++i) data[i] = data[i] == T(0) ? T(0) : static_cast<T>(A(data[i]) * scale);
+    });
+  });
+  if (!dense.is_same(gradient)) gradient.copy_(dense);
+}
+
+Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const LossNormalizerOptions& options) {
+  const auto arguments = check_loss_normalizer(target, mask, options);
+  const auto type = loss_normalizer_type(options);
+  const double total = type == at::kDouble ? sum_of_weights<double>(arguments) : sum_of_weights<float>(arguments);
+  auto result = at::empty({}, target.options().dtype(type));
+  result.fill_(total);
+  return result;
+}
+
+Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+                     at::IntArrayRef ignore_index) {
+  sum_of_weights<float>(check_check_targets(target, num_classes, mask, ignore_index));
+  return target.clone();
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(masked_loss, CPU, m) {
+  m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
+  m.impl("_cross_entropy_forward", CrossEntropyForward::kernel<cross_entropy_forward>);
+  m.impl("_cross_entropy_forward_grad", CrossEntropyForwardGrad::kernel<cross_entropy_forward_grad>);
+  m.impl("_cross_entropy_backward", CrossEntropyBackward::kernel<cross_entropy_backward>);
+  m.impl("_scale_gradient_", scale_gradient_);
+  m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
+  m.impl("check_targets", check_targets);
+}
+
+}  // namespace masked_loss::cpu

@@ -1,0 +1,33 @@
+#include <torch/library.h>
+
+#include "common/ops.h"
+
+// Every op of the library. `int reduction` is 0 none, 1 mean, 2 sum, 3 sequence_mean, 4 batchmean, and stands first
+// among the options, because sharding caches tell calls apart by the arguments from the first int on.
+TORCH_LIBRARY(masked_loss, m) {
+  using namespace masked_loss;
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+  const auto def = [&](const std::string& schema) { m.def(schema.c_str(), tags); };
+  const std::string loss_arguments = std::string("Tensor input, Tensor target, Tensor? mask=None, ");
+  const std::string cross_entropy = loss_arguments + kCrossEntropyArguments;
+
+  def("cross_entropy(" + cross_entropy + ") -> Tensor");
+  def("_cross_entropy_forward(" + cross_entropy + ") -> (Tensor, Tensor)");
+  def("_cross_entropy_forward_grad(" + cross_entropy + ") -> (Tensor, Tensor)");
+  def("_cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor log_sum_exp, Tensor? mask=None, " +
+      std::string(kCrossEntropyArguments) + ") -> Tensor");
+  def("loss_normalizer(Tensor target, Tensor? mask=None, " + std::string(kLossNormalizerArguments) + ") -> Tensor");
+  def("check_targets(Tensor target, int num_classes, Tensor? mask=None, int[1] ignore_index=-100) -> Tensor");
+
+  // Multiplies a gradient that was made in the forward pass by the upstream one; zeros stay +0.0 whatever it is.
+  def("_scale_gradient_(Tensor(a!) gradient, Tensor grad) -> ()");
+
+  def("masked_fill.Scalar(Tensor input, Tensor mask, Scalar value) -> Tensor");
+  def("masked_fill.Tensor(Tensor input, Tensor mask, Tensor value) -> Tensor");
+  def("masked_fill_.Scalar(Tensor(a!) input, Tensor mask, Scalar value) -> ()");
+  def("masked_fill_.Tensor(Tensor(a!) input, Tensor mask, Tensor value) -> ()");
+
+  def("sequence_mask(Tensor lengths, SymInt maxlen, str padding_side='right') -> Tensor");
+  def("causal_mask(SymInt query_len, SymInt? key_len=None, Device? device=None) -> Tensor");
+  def("mask_from_ids(Tensor tokens, int[1] ids) -> Tensor");
+}

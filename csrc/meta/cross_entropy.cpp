@@ -1,0 +1,66 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include "common/checks.h"
+
+namespace masked_loss::meta {
+namespace {
+
+Tensor empty_loss(const Tensor& input, const Tensor& target, Reduction reduction, at::ScalarType type) {
+  const auto options = input.options().dtype(type);
+  return reduction == Reduction::None ? at::empty_symint(target.sym_sizes(), options) : at::empty({}, options);
+}
+
+Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                     const CrossEntropyOptions& options) {
+  check_cross_entropy(input, target, mask, options);
+  return empty_loss(input, target, options.reduction, result_type(input));
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                                   const CrossEntropyOptions& options) {
+  check_cross_entropy(input, target, mask, options);
+  const auto type = accumulation_type(input.scalar_type());
+  return {empty_loss(input, target, options.reduction, type),
+          at::empty_symint(target.sym_sizes(), input.options().dtype(type))};
+}
+
+std::tuple<Tensor, Tensor> forward_grad(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                                        const CrossEntropyOptions& options) {
+  check_cross_entropy(input, target, mask, options);
+  return {empty_loss(input, target, options.reduction, accumulation_type(input.scalar_type())), at::empty_like(input)};
+}
+
+Tensor backward(const Tensor&, const Tensor& input, const Tensor& target, const Tensor&, const OptionalTensor& mask,
+                const CrossEntropyOptions& options) {
+  check_cross_entropy(input, target, mask, options);
+  return at::empty_like(input);
+}
+
+void scale_gradient_(Tensor&, const Tensor&) {}
+
+Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const LossNormalizerOptions& options) {
+  check_loss_normalizer(target, mask, options);
+  return at::empty({}, target.options().dtype(loss_normalizer_type(options)));
+}
+
+Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+                     at::IntArrayRef ignore_index) {
+  check_check_targets(target, num_classes, mask, ignore_index);
+  return at::empty_like(target);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(masked_loss, Meta, m) {
+  m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
+  m.impl("_cross_entropy_forward", CrossEntropyForward::kernel<forward>);
+  m.impl("_cross_entropy_forward_grad", CrossEntropyForwardGrad::kernel<forward_grad>);
+  m.impl("_cross_entropy_backward", CrossEntropyBackward::kernel<backward>);
+  m.impl("_scale_gradient_", scale_gradient_);
+  m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
+  m.impl("check_targets", check_targets);
+}
+
+}  // namespace masked_loss::meta

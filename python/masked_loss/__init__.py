@@ -1,0 +1,30 @@
+"""``torch.nn.functional``'s losses with a mask: what is masked is left out of the loss, its mean and its gradient."""
+
+import torch
+
+from ._build import built_for_torch, version as __version__
+
+if torch.__version__.split(".")[:2] != built_for_torch.split(".")[:2]:
+    raise ImportError(
+        f"masked_loss {__version__} was built for torch {built_for_torch} and cannot be loaded by torch "
+        f"{torch.__version__}: rebuild it with `pip install --no-build-isolation .` in this environment"
+    )
+
+from .functional import check_targets, cross_entropy, loss_normalizer, masked_fill, masked_fill_  # noqa: E402
+from .masks import causal_mask, mask_from_ids, sequence_mask  # noqa: E402
+from .modules import CrossEntropyLoss  # noqa: E402
+from .paths import cmake_prefix_path  # noqa: E402
+
+__all__ = [
+    "CrossEntropyLoss",
+    "__version__",
+    "causal_mask",
+    "check_targets",
+    "cmake_prefix_path",
+    "cross_entropy",
+    "loss_normalizer",
+    "mask_from_ids",
+    "masked_fill",
+    "masked_fill_",
+    "sequence_mask",
+]

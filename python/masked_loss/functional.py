@@ -1,0 +1,237 @@
+"""``torch.nn.functional``'s losses, and ``masked_fill``, with a mask.
+
+Everywhere but in ``masked_fill`` a mask says what to *keep*: True (or any nonzero integer) counts; False is left out
+of the loss, of its mean and of the gradient, whatever lies there.
+"""
+
+from typing import List, Optional, Union
+
+import torch
+from torch import Tensor
+
+from ._dispatch import bound, use_bound
+
+__all__ = ["check_targets", "cross_entropy", "loss_normalizer", "masked_fill", "masked_fill_"]
+
+
+def _reduction_number(op: str, reduction: str) -> int:
+    if reduction == "none":
+        return 0
+    if reduction == "mean":
+        return 1
+    if reduction == "sum":
+        return 2
+    if reduction == "sequence_mean":
+        return 3
+    raise ValueError(f"{op}: expected reduction to be 'none', 'mean', 'sum' or 'sequence_mean', got '{reduction}'")
+
+
+def _id_list(ids: Union[int, List[int]]) -> List[int]:
+    if isinstance(ids, int):
+        return [ids]
+    return ids
+
+
+def _normalizer_tensor(normalizer: Optional[Union[float, Tensor]], input: Tensor) -> Optional[Tensor]:
+    if normalizer is None:
+        return None
+    if isinstance(normalizer, Tensor):
+        return normalizer
+    # A fill on the device, where torch.tensor would be a copy from the host.
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return torch.full([], normalizer, dtype=dtype, device=input.device)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    mask: Optional[Tensor] = None,
+    *,
+    weight: Optional[Tensor] = None,
+    sample_weight: Optional[Tensor] = None,
+    class_mask: Optional[Tensor] = None,
+    ignore_index: Union[int, List[int]] = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    normalizer: Optional[Union[float, Tensor]] = None,
+    dim: int = 1,
+) -> Tensor:
+    r"""Cross entropy of class indices over the positions that ``mask`` keeps.
+
+    With allowed classes :math:`A`, logits :math:`x`, target :math:`y`, class weights :math:`w`, smoothing
+    :math:`\varepsilon`, z-loss coefficient :math:`z` and :math:`\mathrm{lse} = \log \sum_{c \in A} e^{x_c}`, the loss of
+    a position is
+
+    .. math:: \ell = (1-\varepsilon)\, w_y (\mathrm{lse} - x_y)
+              + \frac{\varepsilon}{|A|} \sum_{c \in A} w_c (\mathrm{lse} - x_c) + z\, w_y\, \mathrm{lse}^2
+
+    times its ``sample_weight`` :math:`s`; ``'mean'`` is :math:`\sum s \ell / \sum s w_y` over what is kept. Without a mask
+    this is :func:`torch.nn.functional.cross_entropy`. It differs in one point: where nothing is kept, the loss is 0 with
+    a zero gradient instead of NaN.
+
+    Args:
+        input: logits ``(N, C, d1, ...)``, or ``(C,)``; float32, float64, bfloat16 or float16.
+        target: class indices, ``input``'s shape without ``dim``; int64, int32 or uint8.
+        mask: True (nonzero) = keep. bool or an integer dtype, ``target``'s rank, each size equal or 1. What lies at a
+            masked position (NaN, an index out of range, ...) changes nothing, and its gradient is exactly 0.
+        weight: weights of the classes ``(C,)``.
+        sample_weight: weights of the positions, ``target``'s rank, each size equal or 1; differentiable. 0 masks,
+            unless it requires grad.
+        class_mask: True = the class is allowed. ``(C,)`` along ``dim``, or ``input``'s rank with each size equal or 1.
+            Other classes take no probability, no gradient and no label smoothing. A row without an allowed class is
+            masked; a kept target on a class that is not allowed costs +inf.
+        ignore_index: one target, or several, that mask the positions where they stand.
+        reduction: ``'none'``, ``'mean'``, ``'sum'``, or ``'sequence_mean'``: the mean over the sequences (dim 0 of
+            ``target``) with something kept of each one's weighted mean.
+        label_smoothing: in [0, 1]; spread over the allowed classes.
+        z_loss: coefficient of the squared log-sum-exp that is added to the loss.
+        normalizer: number or 0-d tensor that ``'mean'`` divides by instead (a global token count); with
+            ``'sequence_mean'``, instead of the number of sequences.
+        dim: the class dimension; ``dim=-1`` takes ``(B, T, C)`` without a transpose and without a copy.
+
+    Returns:
+        ``target``'s shape for ``'none'``, else 0-d; ``input``'s dtype (float32 under autocast).
+
+    Raises:
+        IndexError: a kept target is outside ``[0, C)``.
+        TypeError: a wrong dtype, such as a float mask.
+        ValueError: an argument outside its range.
+        RuntimeError: a wrong shape or device.
+
+    Source: Szegedy et al. 2016 (label smoothing), Chowdhery et al. 2022 (z-loss).
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [float("nan"), 5.0]])
+    >>> cross_entropy(logits, torch.tensor([0, 0, 1]), torch.tensor([True, True, False]))
+    tensor(0.7201)
+    """
+    number = _reduction_number("cross_entropy", reduction)
+    ids = _id_list(ignore_index)
+    divisor = _normalizer_tensor(normalizer, input)
+    if not torch.jit.is_scripting():
+        if use_bound(input, target, mask, weight, sample_weight, class_mask, divisor):
+            return bound.cross_entropy(
+                input, target, mask, number, weight, sample_weight, class_mask, divisor, ids, label_smoothing, z_loss, dim
+            )
+    return torch.ops.masked_loss.cross_entropy(
+        input, target, mask, number, weight, sample_weight, class_mask, divisor, ids, label_smoothing, z_loss, dim
+    )
+
+
+def loss_normalizer(
+    target: Tensor,
+    mask: Optional[Tensor] = None,
+    *,
+    weight: Optional[Tensor] = None,
+    sample_weight: Optional[Tensor] = None,
+    class_mask: Optional[Tensor] = None,
+    ignore_index: Union[int, List[int]] = -100,
+    dim: int = 1,
+) -> Tensor:
+    r"""The sum of the kept weights, :math:`\sum s\, w_y`, that ``cross_entropy(reduction='mean')`` divides by.
+
+    Sum it over micro-batches or processes and hand it back as ``normalizer``. It also tells an empty batch (0) from a
+    perfect one.
+
+    Args:
+        target: class indices, any shape; int64, int32 or uint8.
+        mask: True (nonzero) = keep; ``target``'s rank, each size equal or 1.
+        weight, sample_weight, class_mask, ignore_index, dim: as in :func:`cross_entropy`.
+
+    Returns:
+        0-d, float32 (float64 if a weight is), without a gradient; 0 when nothing is kept.
+
+    Raises:
+        IndexError: a kept target is negative, or not below the number of classes where ``weight`` or ``class_mask``
+            tells it.
+        TypeError, RuntimeError: as :func:`cross_entropy`.
+
+    >>> loss_normalizer(torch.tensor([[0, 1], [2, -100]]), torch.tensor([[True], [True]]))
+    tensor(3.)
+    """
+    ids = _id_list(ignore_index)
+    if not torch.jit.is_scripting():
+        if use_bound(target, mask, weight, sample_weight, class_mask):
+            return bound.loss_normalizer(target, mask, weight, sample_weight, class_mask, ids, dim)
+    return torch.ops.masked_loss.loss_normalizer(target, mask, weight, sample_weight, class_mask, ids, dim)
+
+
+def check_targets(
+    target: Tensor, num_classes: int, mask: Optional[Tensor] = None, *, ignore_index: Union[int, List[int]] = -100
+) -> Tensor:
+    """A copy of ``target``, once every kept class index is seen to lie in ``[0, num_classes)``.
+
+    Losses on the CPU check their targets themselves. It returns what it checked so that no compiler drops the check:
+    use the result.
+
+    Args:
+        target: class indices, any shape; int64, int32 or uint8.
+        num_classes: the number of classes.
+        mask: True (nonzero) = keep; ``target``'s rank, each size equal or 1.
+        ignore_index: one index, or several, that are not checked.
+
+    Returns:
+        ``target``'s shape and dtype.
+
+    Raises:
+        IndexError: a kept target is outside ``[0, num_classes)``; the message names it and its position.
+
+    >>> check_targets(torch.tensor([1, 7, 0]), 3, torch.tensor([True, False, True]))
+    tensor([1, 7, 0])
+    """
+    ids = _id_list(ignore_index)
+    if not torch.jit.is_scripting():
+        if use_bound(target, mask):
+            return bound.check_targets(target, num_classes, mask, ids)
+    return torch.ops.masked_loss.check_targets(target, num_classes, mask, ids)
+
+
+def masked_fill(input: Tensor, mask: Tensor, value: Union[float, Tensor]) -> Tensor:
+    """``input`` with ``value`` where ``mask`` is True: here, as in torch, True means *fill*.
+
+    Args:
+        input: any shape and dtype; broadcasts with ``mask``.
+        mask: True (nonzero) = fill; bool or an integer dtype. It is read by its strides, never expanded.
+        value: a number or a 0-d tensor; differentiable as a tensor.
+
+    Returns:
+        the broadcast shape, ``input``'s dtype. Where filled the gradient of ``input`` is exactly 0.
+
+    Raises:
+        TypeError: a float mask.
+        RuntimeError: shapes that do not broadcast, or a value that ``input``'s dtype cannot hold.
+
+    >>> masked_fill(torch.tensor([1.0, 2.0]), torch.tensor([False, True]), -1)
+    tensor([ 1., -1.])
+    """
+    if not torch.jit.is_scripting():
+        if use_bound(input, mask, value):
+            return bound.masked_fill(input, mask, value)
+    return torch.ops.masked_loss.masked_fill(input, mask, value)
+
+
+def masked_fill_(input: Tensor, mask: Tensor, value: Union[float, Tensor]) -> Tensor:
+    """:func:`masked_fill` in place: writes ``value`` into ``input`` where ``mask`` is True, and returns ``input``.
+
+    Args:
+        input: any shape and dtype; no two of its elements may share memory.
+        mask: True (nonzero) = fill; broadcasts to ``input``, which never grows. bool or an integer dtype.
+        value: a number or a 0-d tensor; differentiable as a tensor.
+
+    Returns:
+        ``input``.
+
+    Raises:
+        TypeError: a float mask.
+        RuntimeError: as :func:`masked_fill`, or ``input``'s elements share memory with each other or with ``mask``.
+
+    >>> x = torch.tensor([1, 2])
+    >>> masked_fill_(x, torch.tensor([False, True]), -1)
+    tensor([ 1, -1])
+    """
+    if not torch.jit.is_scripting():
+        if use_bound(input, mask, value):
+            bound.masked_fill_(input, mask, value)
+            return input
+    torch.ops.masked_loss.masked_fill_(input, mask, value)
+    return input

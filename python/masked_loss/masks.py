@@ -1,0 +1,77 @@
+"""Masks: True = keep, everywhere."""
+
+from typing import List, Optional, Union
+
+import torch
+from torch import Tensor
+
+from .functional import _id_list
+
+__all__ = ["causal_mask", "mask_from_ids", "sequence_mask"]
+
+
+def sequence_mask(lengths: Tensor, maxlen: Optional[int] = None, *, padding_side: str = "right") -> Tensor:
+    """True at the positions inside each sequence of a padded batch.
+
+    Args:
+        lengths: ``(...)``, any integer dtype; what is above ``maxlen`` counts as ``maxlen``, below 0 as 0.
+        maxlen: length T of the padded dimension; by default the largest length (which reads ``lengths`` on the host).
+        padding_side: ``'right'`` or ``'left'``, where the padding lies.
+
+    Returns:
+        bool, ``(..., T)``.
+
+    Raises:
+        TypeError: lengths that are not integers.
+        ValueError: an unknown padding side or a negative ``maxlen``.
+
+    >>> sequence_mask(torch.tensor([2, 0, 3]))
+    tensor([[ True,  True, False],
+            [False, False, False],
+            [ True,  True,  True]])
+    """
+    if maxlen is None:
+        maxlen = max(int(lengths.max()), 0) if lengths.numel() > 0 else 0
+    return torch.ops.masked_loss.sequence_mask(lengths, maxlen, padding_side)
+
+
+def causal_mask(query_len: int, key_len: Optional[int] = None, *, device: Optional[torch.device] = None) -> Tensor:
+    """True where a query may attend to a key: where the key's position is not after the query's.
+
+    Args:
+        query_len: number of queries T.
+        key_len: number of keys S; by default T. The two are aligned at the top left, as ``is_causal`` of
+            :func:`torch.nn.functional.scaled_dot_product_attention`.
+        device: where the mask is made; by default torch's default device.
+
+    Returns:
+        bool, ``(T, S)``.
+
+    Raises:
+        ValueError: a negative length.
+
+    >>> causal_mask(2, 3)
+    tensor([[ True, False, False],
+            [ True,  True, False]])
+    """
+    return torch.ops.masked_loss.causal_mask(query_len, key_len, device)
+
+
+def mask_from_ids(tokens: Tensor, ids: Union[int, List[int]]) -> Tensor:
+    """True where a token is none of ``ids`` (padding ids, special tokens).
+
+    Args:
+        tokens: any shape, any integer dtype.
+        ids: one id, or several.
+
+    Returns:
+        bool, ``tokens``' shape.
+
+    Raises:
+        TypeError: tokens that are not integers.
+
+    >>> mask_from_ids(torch.tensor([[5, 0], [1, 7]]), [0, 1])
+    tensor([[ True, False],
+            [False,  True]])
+    """
+    return torch.ops.masked_loss.mask_from_ids(tokens, _id_list(ids))

@@ -1,0 +1,27 @@
+"""Fixtures that every test module shares."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """`with threads(n):` runs its block on n threads."""
+
+    @contextmanager
+    def use(count):
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    return use

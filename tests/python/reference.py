@@ -1,0 +1,158 @@
+"""What the ops should return, the slow and obvious way in float64, and how closely they must return it."""
+
+import torch
+import torch.nn.functional as F
+
+HALF_TYPES = (torch.bfloat16, torch.float16)
+FLOAT_TYPES = (torch.float32, torch.float64, *HALF_TYPES)
+
+# Relative: half a unit in the last place of the result, twice (loss or gradient is rounded, then scaled).
+# Absolute: what the accumulation type (float32 for half types) loses to cancellation, in units of the largest element.
+RELATIVE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+ABSOLUTE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2e-6, torch.float16: 2e-6}
+# The smallest float16 is 2^-24, so that is how far apart two of its subnormals are.
+SMALLEST = {torch.float64: 0.0, torch.float32: 0.0, torch.bfloat16: 0.0, torch.float16: 2.0**-24}
+
+
+def assert_near(actual, expected, dtype=None):
+    """`actual`, as the `dtype` computed it, is the float64 `expected` within the tolerances above."""
+    dtype = dtype or actual.dtype
+    expected = expected.detach().double()
+    finite = expected[expected.isfinite()]
+    largest = finite.abs().max().item() if finite.numel() else 0.0
+    torch.testing.assert_close(
+        actual.detach().double(),
+        expected,
+        rtol=RELATIVE[dtype],
+        atol=ABSOLUTE[dtype] * largest + SMALLEST[dtype],
+        equal_nan=True,
+    )
+
+
+def bits(tensor):
+    """The bit patterns of a tensor: NaN equals NaN, and +0.0 is not -0.0."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    real = torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
+    return real.contiguous().view(integers[real.element_size()])
+
+
+def assert_same_bits(actual, expected):
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    different = (bits(actual) != bits(expected)).sum().item()
+    assert different == 0, f"{different} elements differ: {actual.detach()} and {expected.detach()}"
+
+
+def assert_positive_zero(tensor):
+    assert bits(tensor).eq(0).all(), f"not exactly +0.0: {tensor.detach()}"
+
+
+def to_rows(input, target, dim):
+    """Logits `[rows, C]` in float64 and targets `[rows]`, in the order of `target`."""
+    class_dim = 0 if input.dim() == 1 else dim
+    classes = input.shape[class_dim]
+    # movedim and not transpose: the order of the other dimensions is target's.
+    return input.double().movedim(class_dim, -1).reshape(target.numel(), classes), target.reshape(-1).long()
+
+
+def _row_loss(logits, y, allowed, weight, label_smoothing, z_loss):
+    """The docstring's formula for one row, over the classes that are allowed."""
+    lse = logits[allowed].logsumexp(0)
+    at_target = logits[y] if allowed[y] else torch.full_like(lse, -torch.inf)
+    smooth = (weight[allowed] * (lse - logits[allowed])).sum() / allowed.sum()
+    nll = weight[y] * (lse - at_target)
+    return (1 - label_smoothing) * nll + label_smoothing * smooth + z_loss * weight[y] * lse**2
+
+
+def _torch_losses(rows, targets, weight, label_smoothing, z_loss):
+    """The same where every class is allowed, from torch's own cross entropy."""
+    plain = F.cross_entropy(rows, targets, weight, reduction="none", label_smoothing=label_smoothing)
+    return plain + z_loss * weight[targets] * rows.logsumexp(-1) ** 2
+
+
+def _spread(tensor, shape):
+    return None if tensor is None else tensor.expand(shape).reshape(-1)
+
+
+def _divide(total, divisor):
+    """A divisor of exactly 0 gives 0, with a zero gradient."""
+    return total * 0.0 if divisor == 0 else total / divisor
+
+
+def _reduce(losses, weights, sequences, reduction, normalizer):
+    """Kept losses and the weights that 'mean' counts, both `[kept]`; sequences `[kept]` tells whose they are."""
+    if reduction == "sum":
+        return losses.sum()
+    if reduction == "mean":
+        return _divide(losses.sum(), weights.sum() if normalizer is None else normalizer)
+    nonempty = sequences.unique()
+    means = [_divide(losses[sequences == s].sum(), weights[sequences == s].sum()) for s in nonempty]
+    total = torch.stack(means).sum() if means else losses.sum()
+    return _divide(total, max(len(nonempty), 1) if normalizer is None else normalizer)
+
+
+def kept_rows(input, target, mask=None, sample_weight=None, class_mask=None, ignore_index=-100, dim=1):
+    """Which rows count, `[rows]`, and the classes each allows, `[rows, C]`."""
+    rows, targets = to_rows(input, target, dim)
+    ids = [ignore_index] if isinstance(ignore_index, int) else ignore_index
+    keep = torch.tensor([int(y) not in ids for y in targets], dtype=torch.bool)
+    if mask is not None:
+        keep &= _spread(mask, target.shape) != 0
+    if sample_weight is not None and not sample_weight.requires_grad:
+        keep &= _spread(sample_weight, target.shape) != 0
+    allowed = torch.ones(rows.shape, dtype=torch.bool)
+    if class_mask is not None:
+        if class_mask.dim() == input.dim() > 1:
+            class_mask = class_mask.expand(input.shape).movedim(dim, -1).reshape(rows.shape)
+        allowed &= class_mask != 0
+    return keep & allowed.any(-1), allowed
+
+
+def cross_entropy(
+    input,
+    target,
+    mask=None,
+    *,
+    weight=None,
+    sample_weight=None,
+    class_mask=None,
+    ignore_index=-100,
+    reduction="mean",
+    label_smoothing=0.0,
+    z_loss=0.0,
+    normalizer=None,
+    dim=1,
+):
+    """`masked_loss.cross_entropy` in float64: select the kept rows, then reduce them."""
+    rows, targets = to_rows(input, target, dim)
+    keep, allowed = kept_rows(input, target, mask, sample_weight, class_mask, ignore_index, dim)
+    weight = rows.new_ones(rows.shape[1]) if weight is None else weight.double()
+    rows, targets, allowed = rows[keep], targets[keep], allowed[keep]
+    if class_mask is None:
+        losses = _torch_losses(rows, targets, weight, label_smoothing, z_loss)
+    else:
+        each = zip(rows, targets, allowed, strict=True)
+        per_row = [_row_loss(x, y, a, weight, label_smoothing, z_loss) for x, y, a in each]
+        losses = torch.stack(per_row) if per_row else rows.sum(-1)
+    weights = weight[targets]
+    if sample_weight is not None:
+        s = _spread(sample_weight.double(), target.shape)[keep]
+        losses, weights = losses * s, weights * s
+    if reduction == "none":
+        everywhere = torch.zeros(target.numel(), dtype=torch.float64)
+        return everywhere.masked_scatter(keep, losses).reshape(target.shape)
+    sequence_of = torch.arange(target.numel()) // max(target[0].numel() if target.dim() else 1, 1)
+    return _reduce(losses, weights, sequence_of[keep], reduction, normalizer)
+
+
+def loss_normalizer(target, classes, mask=None, *, weight=None, sample_weight=None, ignore_index=-100):
+    """The divisor of 'mean', from the kept rows one by one."""
+    logits = torch.zeros(target.numel(), classes)
+    flat_mask, flat_sample_weight = _spread(mask, target.shape), _spread(sample_weight, target.shape)
+    keep, _ = kept_rows(logits, target.reshape(-1), flat_mask, flat_sample_weight, None, ignore_index)
+    each = torch.ones(target.numel(), dtype=torch.float64)
+    if weight is not None:
+        each = each * weight.double()[target.reshape(-1).long().where(keep, 0)]
+    if sample_weight is not None:
+        each = each * flat_sample_weight.double()
+    return each[keep].sum()

@@ -1,0 +1,148 @@
+"""The package as C++ projects find it: from a wheel, an editable install, CMake's install, and as a folder."""
+
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from building import BUILD, ROOT, attempt, build_project, configure, run
+
+CONSUMER = ROOT / "tests" / "consumer"
+TORCH = Path(torch.__file__).resolve().parent
+
+
+def cmake_dir(**environment):
+    return Path(run(sys.executable, "-m", "masked_loss", "--cmake-dir", **environment).strip())
+
+
+@pytest.fixture(scope="module")
+def site():
+    """A folder like site-packages: a wheel of masked_loss, with torch beside it."""
+    site = BUILD / "site"
+    shutil.rmtree(site, ignore_errors=True)
+    run(sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--target", site, ROOT)
+    (site / "torch").symlink_to(TORCH)
+    return site
+
+
+@pytest.fixture(scope="module")
+def standalone():
+    """What CMake installs of a build without Python."""
+    build, prefix = BUILD / "standalone-build", BUILD / "standalone"
+    shutil.rmtree(prefix, ignore_errors=True)
+    build_project(ROOT, build, MASKED_LOSS_PYTHON="OFF", CMAKE_PREFIX_PATH=TORCH)
+    run("cmake", "--install", build, "--prefix", prefix)
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def torchscript(tmp_path_factory):
+    """A saved module, and what Python prints of it."""
+    path = tmp_path_factory.mktemp("torchscript") / "sequence_loss.pt"
+    return path, run(sys.executable, ROOT / "examples" / "torchscript.py", path).splitlines()[0]
+
+
+def options_for(kind, request):
+    """How the consumer is told where masked_loss is."""
+    if kind == "wheel":
+        return {"CMAKE_PREFIX_PATH": cmake_dir(PYTHONPATH=request.getfixturevalue("site"))}
+    if kind == "environment":  # editable, in `make test`
+        return {"CMAKE_PREFIX_PATH": cmake_dir()}
+    if kind == "standalone":
+        return {"CMAKE_PREFIX_PATH": request.getfixturevalue("standalone")}
+    return {"MASKED_LOSS_SOURCE_DIR": ROOT, "CMAKE_PREFIX_PATH": TORCH}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "environment", "standalone", "subdirectory"])
+def test_cpp_consumer(kind, request, torchscript):
+    build = BUILD / kind
+    build_project(CONSUMER, build, **options_for(kind, request))
+
+    # Links the ops, calls nothing: the very numbers that Python prints.
+    path, expected = torchscript
+    assert run(build / "run_torchscript", path).strip() == expected
+
+    steps = re.findall(r"step +(\d+)  loss (\S+)  on the kept positions alone (\S+)", run(build / "train"))
+    losses = [float(loss) for _, loss, _ in steps]
+    assert [int(step) for step, _, _ in steps] == [0, 50, 100, 150, 200]
+    assert losses[0] == pytest.approx(math.log(23), rel=0.1)  # 23 tokens, nothing learnt yet
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.1 * losses[0]
+    for _, loss, kept in steps:
+        assert float(loss) == pytest.approx(float(kept), rel=1e-5, abs=2e-6)
+
+
+@pytest.mark.slow
+def test_wheel(site):
+    package = site / "masked_loss"
+    code = "import masked_loss, torch; print(masked_loss.__file__, masked_loss.causal_mask(2).sum().item())"
+    file, kept = run(sys.executable, "-c", code, PYTHONPATH=site).split()
+    assert Path(file).parent == package
+    assert kept == "3"
+    assert cmake_dir(PYTHONPATH=site) == package
+    assert Path(run(sys.executable, "-m", "masked_loss", "--library", PYTHONPATH=site).strip()).is_file()
+    assert run(sys.executable, "-m", "masked_loss", "--version", PYTHONPATH=site) == (ROOT / "VERSION").read_text()
+
+    headers = {file.name for file in (ROOT / "csrc" / "include" / "masked_loss").iterdir()}
+    assert {file.name for file in (package / "include" / "masked_loss").iterdir()} == headers
+    assert {"py.typed", "_C.pyi"} <= {file.name for file in package.iterdir()}
+
+
+@pytest.mark.slow
+def test_wheel_has_no_path_of_this_machine(site):
+    (module,) = (site / "masked_loss").glob("_C*.so")
+    for library, expected in (
+        (module, "$ORIGIN/lib"),
+        (site / "masked_loss" / "lib" / "libmasked_loss.so", "$ORIGIN/../../torch/lib"),
+    ):
+        dynamic = run("readelf", "-d", library)
+        assert re.findall(r"R(?:UN)?PATH.*\[(.*)\]", dynamic) == [expected]
+    for file in (site / "masked_loss" / "lib" / "cmake" / "MaskedLoss").iterdir():
+        assert str(ROOT) not in file.read_text() and str(TORCH) not in file.read_text()
+
+
+@pytest.mark.slow
+def test_standalone_needs_no_python(standalone):
+    cache = (BUILD / "standalone-build" / "CMakeCache.txt").read_text()
+    assert not re.search(r"^_?Python", cache, re.MULTILINE)
+    needed = run("readelf", "-d", standalone / "lib" / "libmasked_loss.so")
+    assert "libtorch_cpu.so" in needed and "python" not in needed
+
+
+@pytest.fixture
+def other_torch(tmp_path):
+    """A CMake package Torch of a version that does not exist."""
+    (tmp_path / "TorchConfig.cmake").write_text("")
+    (tmp_path / "TorchConfigVersion.cmake").write_text(
+        "set(PACKAGE_VERSION 2.99.0)\nset(PACKAGE_VERSION_COMPATIBLE 1)\n"
+    )
+    return tmp_path
+
+
+def test_cmake_refuses_another_torch(other_torch):
+    result = attempt(*configure(CONSUMER, other_torch / "b", CMAKE_PREFIX_PATH=cmake_dir(), Torch_DIR=other_torch))
+    assert result.returncode != 0
+    built_for = ".".join(torch.__version__.split(".")[:2])
+    message = " ".join(result.stderr.split())
+    assert f"masked_loss was built for torch {built_for}, but torch 2.99.0 was found" in message
+
+
+def test_build_refuses_an_old_torch(other_torch):
+    version = other_torch / "TorchConfigVersion.cmake"
+    version.write_text(version.read_text().replace("2.99", "2.10"))
+    result = attempt(*configure(ROOT, other_torch / "b", MASKED_LOSS_PYTHON="OFF", Torch_DIR=other_torch))
+    assert result.returncode != 0
+    assert "masked_loss needs torch 2.11 or newer, found 2.10.0" in " ".join(result.stderr.split())
+
+
+def test_import_refuses_another_torch():
+    code = "import torch; torch.__version__ = '2.99.0'; import masked_loss"
+    result = attempt(sys.executable, "-c", code)
+    assert result.returncode != 0
+    assert re.search(
+        r"ImportError: masked_loss \S+ was built for torch \S+ and cannot be loaded by torch 2.99.0", result.stderr
+    )
