@@ -57,6 +57,7 @@ $(STATE)/built: $(STATE)/ready $(SOURCES)
 
 cpp-tests: build
 	@echo '== Building the C++ tests'
+	@cmake -S . -B $(BUILD) -DMASKED_LOSS_TESTS=ON > build/configure.log 2>&1 || { cat build/configure.log; exit 1; }
 	@cmake --build $(BUILD) --target masked_loss_tests
 
 # Both runners run, whatever the first one says; the last lines are their summaries.

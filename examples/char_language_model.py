@@ -66,7 +66,7 @@ def library_files() -> list[list[str]]:
 
 def make_batch(lines: list[str]) -> Batch:
     tokens = [torch.tensor([CLASS_OF[character] for character in f"\n{line}\n"]) for line in lines]
-    lengths = torch.tensor([len(line) - 1 for line in tokens])
+    lengths = torch.tensor([len(line) + 1 for line in lines])  # the newline at the end is predicted too
     padded = pad_sequence(tokens, batch_first=True, padding_value=CLASS_OF["\n"])  # [B, T + 1]
     inputs, targets = padded[:, :-1], padded[:, 1:]
     return Batch(inputs, targets, masked_loss.sequence_mask(lengths, targets.shape[1]))
@@ -151,9 +151,9 @@ def compare_losses(model: LineModel, batches: list[Batch]) -> None:
         "masked_loss.cross_entropy, mask": bits(ours / characters),
     }
     print(f"One model, the same held-out lines; {1 - characters / positions:.0%} of the positions are padding.\n")
-    print(f"  {'':<42}{'bits/char':>10}{'difference':>14}")
+    print(f"  {'':<42}{'bits/char':>10}{'difference':>13}")
     for name, value in rows.items():
-        print(f"  {name:<42}{value:>10.6f}{value - bits(ours / characters):>+14.8f}")
+        print(f"  {name:<42}{value:>10.6f}{value - bits(ours / characters):>+13.3g}")
     print("\nCounting padding reports how well the model guesses padding; the mask reports the text alone.\n")
 
 
@@ -190,7 +190,7 @@ def complete(model: LineModel, prompt: str, temperature: float = 0.7) -> str:
 
 def draw_curves(axes: Axes, history: History) -> None:
     last_step = max(history.held_out)
-    axes.plot(range(1, last_step), history.training, color="#4292c6", label="training, running")
+    axes.plot(range(1, last_step), history.training, color="#4292c6", label="training, running mean")
     axes.plot(*zip(*history.held_out.items(), strict=True), "o-", color="#d94801", markersize=4, label="held-out files")
     last = history.held_out[last_step]
     axes.annotate(f"{last:.2f}", (last_step, last), (8, -3), textcoords="offset points", color="#d94801", weight="bold")

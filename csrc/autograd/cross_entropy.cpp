@@ -86,7 +86,7 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
   }
 
   static Tensor scale(Tensor gradient, const Tensor& grad) {
-    if (functorch_active()) return composite_scale_gradient(gradient, grad);
+    if (is_batched(grad)) return composite_scale_gradient(gradient, grad);
     // A graph that is kept may be run again: what it has saved must stay.
     if (torch::autograd::get_current_graph_task_keep_graph()) gradient = gradient.clone();
     static const auto op = find_op<void(Tensor&, const Tensor&)>("masked_loss::_scale_gradient_");
@@ -120,6 +120,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
                      const CrossEntropyOptions& options) {
   static const auto forward = CrossEntropyForward::find(CrossEntropyForward::name);
   constexpr auto op = "cross_entropy";
+  check_cross_entropy(input, target, mask, options);
   check_no_grad(op, "weight", options.weight);
   check_no_grad(op, "normalizer", options.normalizer);
   Tensor loss;
@@ -134,13 +135,30 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
   return loss.scalar_type() == type ? loss : loss.to(type);
 }
 
+// Integers, without a derivative: here for its check alone, which has a word for tensors of other layouts.
+Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+                     at::IntArrayRef ignore_index) {
+  check_check_targets(target, num_classes, mask, ignore_index);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return masked_loss::check_targets(target, num_classes, mask, ignore_index);
+}
+
+// A count, without a derivative.
+Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const LossNormalizerOptions& options) {
+  check_loss_normalizer(target, mask, options);
+  const at::NoGradGuard no_grad;
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call<LossNormalizer>(target, mask, options);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, Autograd, m) {
   m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
-  // loss_normalizer and check_targets have no derivative.
+  m.impl("check_targets", check_targets);
+  m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
   for (const auto* op : {"_cross_entropy_forward", "_cross_entropy_forward_grad", "_cross_entropy_backward",
-                         "_scale_gradient_", "check_targets", "loss_normalizer"}) {
+                         "_scale_gradient_"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

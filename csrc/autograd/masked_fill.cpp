@@ -2,6 +2,7 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 #include <masked_loss/masked_fill.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -76,18 +77,20 @@ bool wants_grad(const Tensor& input, const Value& value) {
 
 template <class Value>
 Tensor fill(const Tensor& input, const Tensor& mask, const Value& value) {
+  check_masked_fill(input, mask, tensor_or_null(value));
   if (composed(input, value)) return composite_masked_fill(input, mask, value);
   if (!wants_grad(input, value)) {
     const at::AutoDispatchBelowADInplaceOrView below;
     return masked_loss::masked_fill(input, mask, value);
   }
-  check_masked_fill(input, mask, tensor_or_null(value));
   return MaskedFill<Value>::apply(broadcast_to_mask(input, mask), mask, value);
 }
 
 template <class Value>
 void fill_(Tensor& input, const Tensor& mask, const Value& value) {
+  check_masked_fill_(input, mask, tensor_or_null(value));
   if (composed(input, value)) return composite_masked_fill_(input, mask, value);
+  torch::autograd::check_inplace(input, wants_grad(input, value));  // before anything is written
   MaskedFill_<Value>::apply(input, mask, value);
 }
 

@@ -11,6 +11,11 @@ inline bool functorch_active() {
   return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
 }
 
+// A tensor with a batch dimension of vmap's, as is_grads_batched makes them (with the older key).
+inline bool is_batched(const at::Tensor& tensor) {
+  return tensor.key_set().has_any(c10::DispatchKeySet{c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched});
+}
+
 inline bool has_tangent(const at::Tensor& tensor) { return tensor._fw_grad(/*level=*/0).defined(); }
 
 inline bool has_tangent(const std::optional<at::Tensor>& tensor) { return tensor && has_tangent(*tensor); }

@@ -286,7 +286,9 @@ at::ScalarType loss_normalizer_type(const LossNormalizerOptions& options) {
 at::ScalarType result_type(const Tensor& input) {
   const auto type = input.scalar_type();
   const bool half = type == at::kHalf || type == at::kBFloat16;
-  return half && at::autocast::is_autocast_enabled(input.device().type()) ? at::kFloat : type;
+  const auto device = input.device().type();
+  const bool autocast = at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+  return half && autocast ? at::kFloat : type;
 }
 
 }  // namespace masked_loss

@@ -174,12 +174,22 @@ Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const L
   return weight.sum();
 }
 
+// Values are looked at on the host, whatever the device.
+Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+                     at::IntArrayRef ignore_index) {
+  check_check_targets(target, num_classes, mask, ignore_index);
+  const auto host_mask = mask ? OptionalTensor(mask->cpu()) : std::nullopt;
+  masked_loss::check_targets(target.cpu(), num_classes, host_mask, ignore_index);
+  return target.clone();
+}
+
 }  // namespace
 
 // Devices without kernels of ours, and functorch's batches.
 TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) {
   m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
   m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
+  m.impl("check_targets", check_targets);
 }
 
 TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {

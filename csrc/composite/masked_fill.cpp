@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/masked_fill.h>
+#include <ATen/ops/where.h>
 #include <torch/library.h>
 
 #include "common/checks.h"
@@ -20,7 +21,8 @@ Tensor composite_masked_fill(const Tensor& input, const Tensor& mask, const at::
 
 Tensor composite_masked_fill(const Tensor& input, const Tensor& mask, const Tensor& value) {
   check_masked_fill(input, mask, &value);
-  return at::masked_fill(input, boolean(mask), value);
+  // where, because at::masked_fill has no batching rule for a tensor.
+  return at::where(boolean(mask), value.to(input.scalar_type()), input);
 }
 
 void composite_masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
@@ -30,7 +32,7 @@ void composite_masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar&
 
 void composite_masked_fill_(Tensor& input, const Tensor& mask, const Tensor& value) {
   check_masked_fill_(input, mask, &value);
-  input.masked_fill_(boolean(mask), value);
+  input.copy_(at::where(boolean(mask), value.to(input.scalar_type()), input));
 }
 
 namespace {

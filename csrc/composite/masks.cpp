@@ -11,9 +11,9 @@ namespace masked_loss {
 
 Tensor none_of(const Tensor& tokens, at::IntArrayRef ids) {
   Tensor result;
+  const auto wide = tokens.to(at::kLong);  // an id that a narrow dtype cannot hold would wrap
   for (const auto id : ids) {
-    // An id that the dtype cannot hold stands nowhere: uint8 tokens are compared as int64.
-    const auto differs = (tokens.scalar_type() == at::kByte ? tokens.to(at::kLong) : tokens).ne(id);
+    const auto differs = wide.ne(id);
     result = result.defined() ? result.logical_and(differs) : differs;
   }
   return result.defined() ? result : at::ones_like(tokens, tokens.options().dtype(at::kBool));
@@ -29,7 +29,7 @@ Tensor sequence_mask(const Tensor& lengths, c10::SymInt maxlen, std::string_view
                     ": expected padding_side to be 'right' or 'left', got '", padding_side, "'");
   const auto position = at::arange(maxlen, lengths.options().dtype(at::kLong));
   const auto length = lengths.to(at::kLong).unsqueeze(-1);
-  return padding_side == "right" ? position.lt(length) : (position - maxlen).ge(-length);
+  return padding_side == "right" ? position.lt(length) : (maxlen - position).le(length);
 }
 
 Tensor causal_mask(c10::SymInt query_len, std::optional<c10::SymInt> key_len,

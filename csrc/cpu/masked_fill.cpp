@@ -1,6 +1,6 @@
+#include <ATen/Dispatch_v2.h>
 #include <ATen/TensorIterator.h>
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
@@ -27,15 +27,23 @@ void dispatch_bits(std::int64_t bytes, const Body& body) {
   }
 }
 
-// 0-d, with the bits of `value` in the dtype of `input`.
-Tensor as_element(const char* op, const at::Scalar& value, const Tensor& input) {
-  auto element = at::empty({}, input.options());
+// The bits of `value` in the dtype of `input`, at the front.
+Bits16 as_element(const char* op, const at::Scalar& value, const Tensor& input) {
+  Bits16 bits{};
+  const auto take = [&] {
+    AT_DISPATCH_V2(input.scalar_type(), "masked_fill", AT_WRAP([&] {
+                     const auto element = value.to<scalar_t>();
+                     std::memcpy(&bits, &element, sizeof(element));
+                   }),
+                   AT_EXPAND(AT_ALL_TYPES_AND_COMPLEX), AT_EXPAND(AT_BAREBONES_UNSIGNED_TYPES),
+                   AT_EXPAND(AT_FLOAT8_TYPES), at::kBool, at::kHalf, at::kBFloat16, at::kComplexHalf);
+  };
   try {
-    element.fill_(value);
+    take();
   } catch (const c10::Error&) {
     TORCH_CHECK(false, op, ": expected value that input's dtype, ", input.scalar_type(), ", can hold, got ", value);
   }
-  return element;
+  return bits;
 }
 
 // One byte an element, which is what the loops read.
@@ -89,7 +97,7 @@ Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& va
   check_masked_fill(input, mask, nullptr);
   const auto element = as_element("masked_fill", value, input);
   const auto from = broadcast_to_mask(input, mask), bytes = byte_mask(mask);
-  auto out = at::empty_like(from);
+  auto out = at::empty_like(from, at::MemoryFormat::Contiguous);
   auto iterator = at::TensorIteratorConfig()
                       .set_check_mem_overlap(false)
                       .check_all_same_dtype(false)
@@ -99,7 +107,7 @@ Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& va
                       .add_const_input(bytes)
                       .build();
   dispatch_bits(input.itemsize(), [&](auto bits) {
-    const auto fill = at_byte<decltype(bits)>(static_cast<const char*>(element.const_data_ptr()), 0);
+    const auto fill = at_byte<decltype(bits)>(reinterpret_cast<const char*>(&element), 0);
     iterator.for_each([=](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t rows) {
       for (std::int64_t r = 0; r < rows; ++r) {
         fill_row(data[0] + r * strides[3], data[1] + r * strides[4], data[2] + r * strides[5], strides, n, fill);
@@ -123,7 +131,7 @@ void masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
                       .add_const_input(bytes)
                       .build();
   dispatch_bits(input.itemsize(), [&](auto bits) {
-    const auto fill = at_byte<decltype(bits)>(static_cast<const char*>(element.const_data_ptr()), 0);
+    const auto fill = at_byte<decltype(bits)>(reinterpret_cast<const char*>(&element), 0);
     iterator.for_each([=](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t rows) {
       for (std::int64_t r = 0; r < rows; ++r) {
         fill_row_(data[0] + r * strides[2], data[1] + r * strides[3], strides, n, fill);

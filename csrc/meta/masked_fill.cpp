@@ -9,7 +9,7 @@ namespace {
 template <class Value>
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const Value& value) {
   check_masked_fill(input, mask, tensor_or_null(value));
-  return at::empty_like(broadcast_to_mask(input, mask));
+  return at::empty_like(broadcast_to_mask(input, mask), at::MemoryFormat::Contiguous);  // as torch's
 }
 
 template <class Value>

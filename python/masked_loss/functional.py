@@ -9,7 +9,7 @@ from typing import List, Optional, Union
 import torch
 from torch import Tensor
 
-from ._dispatch import bound, use_bound
+from ._dispatch import bound, scriptable, use_bound
 
 __all__ = ["check_targets", "cross_entropy", "loss_normalizer", "masked_fill", "masked_fill_"]
 
@@ -42,6 +42,7 @@ def _normalizer_tensor(normalizer: Optional[Union[float, Tensor]], input: Tensor
     return torch.full([], normalizer, dtype=dtype, device=input.device)
 
 
+@scriptable
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -118,6 +119,7 @@ def cross_entropy(
     )
 
 
+@scriptable
 def loss_normalizer(
     target: Tensor,
     mask: Optional[Tensor] = None,
@@ -156,6 +158,7 @@ def loss_normalizer(
     return torch.ops.masked_loss.loss_normalizer(target, mask, weight, sample_weight, class_mask, ids, dim)
 
 
+@scriptable
 def check_targets(
     target: Tensor, num_classes: int, mask: Optional[Tensor] = None, *, ignore_index: Union[int, List[int]] = -100
 ) -> Tensor:
@@ -207,6 +210,9 @@ def masked_fill(input: Tensor, mask: Tensor, value: Union[float, Tensor]) -> Ten
     if not torch.jit.is_scripting():
         if use_bound(input, mask, value):
             return bound.masked_fill(input, mask, value)
+    # TorchScript picks the overload by the type that it knows in each branch.
+    if isinstance(value, Tensor):
+        return torch.ops.masked_loss.masked_fill(input, mask, value)
     return torch.ops.masked_loss.masked_fill(input, mask, value)
 
 
@@ -233,5 +239,8 @@ def masked_fill_(input: Tensor, mask: Tensor, value: Union[float, Tensor]) -> Te
         if use_bound(input, mask, value):
             bound.masked_fill_(input, mask, value)
             return input
-    torch.ops.masked_loss.masked_fill_(input, mask, value)
+    if isinstance(value, Tensor):
+        torch.ops.masked_loss.masked_fill_(input, mask, value)
+    else:
+        torch.ops.masked_loss.masked_fill_(input, mask, value)
     return input

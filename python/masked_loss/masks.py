@@ -5,11 +5,13 @@ from typing import List, Optional, Union
 import torch
 from torch import Tensor
 
+from ._dispatch import scriptable
 from .functional import _id_list
 
 __all__ = ["causal_mask", "mask_from_ids", "sequence_mask"]
 
 
+@scriptable
 def sequence_mask(lengths: Tensor, maxlen: Optional[int] = None, *, padding_side: str = "right") -> Tensor:
     """True at the positions inside each sequence of a padded batch.
 
@@ -35,6 +37,7 @@ def sequence_mask(lengths: Tensor, maxlen: Optional[int] = None, *, padding_side
     return torch.ops.masked_loss.sequence_mask(lengths, maxlen, padding_side)
 
 
+@scriptable
 def causal_mask(query_len: int, key_len: Optional[int] = None, *, device: Optional[torch.device] = None) -> Tensor:
     """True where a query may attend to a key: where the key's position is not after the query's.
 

@@ -8,7 +8,7 @@ namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-using Value = std::variant<Tensor, at::Scalar>;
+using Value = std::variant<Tensor, bool, std::int64_t, double, c10::complex<double>>;
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask, std::int64_t reduction,
                      const OptionalTensor& weight, const OptionalTensor& sample_weight,
@@ -43,12 +43,26 @@ Tensor check_targets(const Tensor& target, std::int64_t num_classes, const Optio
   return masked_loss::check_targets(target, num_classes, mask, ignore_index);
 }
 
+// Calls `fill` with a tensor or with a c10::Scalar, which pybind11 cannot take by itself.
+template <class Fill>
+auto with_value(const Value& value, const Fill& fill) {
+  return std::visit(
+      [&](const auto& v) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(v)>, Tensor>) {
+          return fill(v);
+        } else {
+          return fill(at::Scalar(v));
+        }
+      },
+      value);
+}
+
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const Value& value) {
-  return std::visit([&](const auto& v) { return masked_loss::masked_fill(input, mask, v); }, value);
+  return with_value(value, [&](const auto& v) { return masked_loss::masked_fill(input, mask, v); });
 }
 
 void masked_fill_(Tensor input, const Tensor& mask, const Value& value) {
-  std::visit([&](const auto& v) { masked_loss::masked_fill_(input, mask, v); }, value);
+  with_value(value, [&](const auto& v) { masked_loss::masked_fill_(input, mask, v); });
 }
 
 }  // namespace

@@ -105,7 +105,7 @@ TEST_F(CrossEntropyTest, NothingKeptIsZero) {
 }
 
 TEST_F(CrossEntropyTest, NaNAtAKeptPositionPropagates) {
-  const auto dirty = input.detach().clone();
+  auto dirty = input.detach().clone();
   dirty.index_put_({0, 0, 0}, kNaN);
   EXPECT_TRUE(cross_entropy(dirty, target, mask).isnan().item<bool>());
 }
@@ -141,7 +141,7 @@ TEST_F(CrossEntropyTest, ZLossAndSeveralIgnored) {
 }
 
 TEST_F(CrossEntropyTest, ClassMaskLeavesClassesOut) {
-  const auto allowed = at::tensor({1, 1, 0, 1, 1, 0, 1}, at::kBool);
+  const auto allowed = bools({1, 1, 0, 1, 1, 0, 1});
   const auto index = allowed.nonzero().flatten();                    // [5]
   const auto among = at::randint(index.numel(), {B, T}, at::kLong);  // positions in `index`
   const auto expected = at::cross_entropy_loss(input.index_select(1, index), among, {}, at::Reduction::Mean, -100, 0.1);
@@ -207,7 +207,7 @@ TEST_F(CrossEntropyTest, CheckTargets) {
 }
 
 TEST_F(CrossEntropyTest, Errors) {
-  const auto wrong = target.clone();
+  auto wrong = target.clone();
   wrong.index_put_({1, 1}, 7);
   expect_error<c10::IndexError>([&] { cross_entropy(input, wrong, mask); },
                                 "cross_entropy: expected kept targets in [0, 7), got 7 at position [1, 1]");

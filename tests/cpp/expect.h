@@ -7,6 +7,8 @@
 
 namespace masked_loss::test {
 
+inline at::Tensor bools(at::IntArrayRef values) { return at::tensor(values, at::kLong).to(at::kBool); }
+
 // Value for value, with a tolerance for what is summed in another order; NaN equals NaN.
 inline void expect_close(const at::Tensor& actual, const at::Tensor& expected, double tolerance = 1e-12) {
   ASSERT_EQ(actual.sizes(), expected.sizes());

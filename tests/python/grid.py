@@ -22,15 +22,16 @@ LEVELS = {
     "dtype": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     "layout": tuple(LAYOUTS),
     "storage": ("contiguous", "transposed", "sliced", "strided", "expanded"),
-    # 1: no choice; 2 and 10: shorter than a SIMD register or a few; 63 to 65: around whole registers, with and without
-    # a tail; 1000: many registers and a tail; 5000: several blocks of a row
+    # 1: no choice; up to 64 (2, 10, 63, 64): tiles of rows beside one another, whatever the layout; above (65, 1000,
+    # 5000): a row at a time where the classes are contiguous, with a tail of the registers, and at 5000 in blocks of
+    # 2048; where they are strided tiles of 64 rows, or of 16 above 1024 classes
     "classes": (1, 2, 10, 63, 64, 65, 1000, 5000),
     "target": (torch.int64, torch.int32, torch.uint8),
     "mask": ("none", "bool", "int64", "int8", "broadcast", "nothing"),
     "weight": ("none", "positive", "zeros"),
     "sample_weight": ("none", "full", "broadcast", "negative", "zeros", "differentiable"),
     "weight_dtype": ("input", "other"),
-    "class_mask": ("none", "[C]", "dense", "broadcast"),
+    "class_mask": ("none", "[C]", "dense", "broadcast", "rows"),
     "ignore_index": ("default", "one", "several"),
     "label_smoothing": (0.0, 0.1, 1.0),
     "z_loss": (0.0, 0.01),
@@ -123,7 +124,10 @@ def _mask(kind, shape):
 
 
 def _sample_weight(kind, shape, dtype):
-    """Negative weights are small, so that no divisor is near 0 by cancellation."""
+    """Negative weights are small, so that no divisor is near 0 by cancellation.
+
+    A mean is not continuous where the differentiated weights add up to 0: 'smooth' is 'differentiable' without zeros.
+    """
     sizes = [1 if d == 0 else size for d, size in enumerate(shape)] if kind == "broadcast" else shape
     weight = 0.5 + torch.rand(sizes)
     if kind in ("zeros", "differentiable"):
@@ -134,7 +138,11 @@ def _sample_weight(kind, shape, dtype):
 
 
 def _class_mask(kind, rows, classes, at):
-    """Class 0 is allowed everywhere but in one row of the dense kind, which allows nothing."""
+    """Class 0 is allowed everywhere but in one row of the dense kind, which allows nothing, and in those that 'rows',
+    of size 1 along the classes, drops whole.
+    """
+    if kind == "rows":
+        return (torch.rand(*rows, 1) < 0.7).movedim(-1, at)
     if kind == "[C]":
         mask = torch.rand(classes) < 0.6
         mask[0] = True
@@ -153,7 +161,7 @@ def _target(shape, classes, dtype, class_mask, at):
     allowed = torch.ones(*shape, classes)
     if class_mask is not None:
         over = class_mask if class_mask.dim() == 1 else class_mask.movedim(at, -1)
-        allowed = allowed * (over != 0)
+        allowed *= over != 0
         allowed[..., 0] += allowed.sum(-1) == 0
     limit = min(classes, 256 if dtype == torch.uint8 else classes)
     return torch.multinomial(allowed[..., :limit].reshape(-1, limit), 1).reshape(shape).to(dtype)
@@ -178,7 +186,7 @@ def build(case, seed):
     sample_weight = None
     if case["sample_weight"] != "none":
         sample_weight = _sample_weight(case["sample_weight"], shape, weight_dtype)
-        sample_weight.requires_grad_(case["sample_weight"] == "differentiable" and case["requires_grad"])
+        sample_weight.requires_grad_(case["sample_weight"] in ("differentiable", "smooth") and case["requires_grad"])
     normalizer = {"none": None, "number": 7.5, "tensor": torch.tensor(7.5), "count": torch.tensor(9)}
     arguments = dict(
         mask=None if case["mask"] == "none" else _mask(case["mask"], shape),

@@ -4,20 +4,21 @@ import copy
 import io
 import pickle
 
-import masked_loss
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
+
+import masked_loss
+import reference
 from masked_loss import CrossEntropyLoss, cross_entropy, loss_normalizer
 from reference import FLOAT_TYPES, HALF_TYPES, assert_near, assert_positive_zero, assert_same_bits
 
 REDUCTIONS = ("none", "mean", "sum", "sequence_mean")
 TORCH_REDUCTIONS = ("none", "mean", "sum")
 
-# (N, C): rows shorter than a SIMD register, with a tail after whole registers, of several blocks of a row, and enough
-# rows of few and of many classes to be split over threads
-SIZES = [(7, 3), (5, 67), (3, 9001), (9000, 10), (300, 1000)]
+# (N, C): part of a tile of rows; whole tiles and a part, enough of them to be split over threads; one row at a time:
+# with a tail after whole SIMD registers, split over threads, and in blocks of 2048 classes with a tail
+SIZES = [(7, 3), (9000, 10), (5, 67), (300, 1000), (3, 9001)]
 
 
 def loss_and_gradient(function, x, *arguments, upstream=None, **options):
@@ -109,8 +110,9 @@ def test_sequence_mean_by_hand():
 
 @pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-# 40 classes: rows of a few registers; 3000: classes in blocks; each with dim inside and last
-@pytest.mark.parametrize("shape", [(3, 40, 5), (2, 3000, 4), (2, 40, 3, 5)], ids=str)
+# With dim inside, tiles of 64 rows (the second: across sequences, and adjacent in memory) or, above 1024 classes, of 16;
+# with dim last, tiles (40 classes), rows (400) and rows in blocks (3000)
+@pytest.mark.parametrize("shape", [(3, 40, 5), (2, 40, 70), (2, 400, 3, 5), (2, 3000, 20)], ids=str)
 def test_layouts_of_dim_agree(shape, reduction, dtype):
     x = torch.randn(shape).to(dtype)
     target = torch.randint(shape[1], (shape[0], *shape[2:]))
@@ -154,10 +156,9 @@ def test_views_are_as_their_copies(view, dtype):
     loss = cross_entropy(x, target, mask, **options)
     same = cross_entropy(x.contiguous(), target.contiguous(), mask.contiguous(), **options)
     assert_near(loss, same)
-    (gradient,) = torch.autograd.grad(loss, base)
-    exact = base.detach().double().requires_grad_()
-    (expected,) = torch.autograd.grad(reference.cross_entropy(function(exact), target, mask, **options), exact)
-    assert gradient.shape == base.shape
+    (gradient,) = torch.autograd.grad(loss, x)
+    exact = function(base.detach().double()).requires_grad_()
+    (expected,) = torch.autograd.grad(reference.cross_entropy(exact, target, mask, **options), exact)
     assert_near(gradient, expected)
 
 

@@ -1,11 +1,12 @@
 """cross_entropy: every argument with every other, against the float64 reference, by both ways in."""
 
+import pytest
+import torch
+
 import grid
 import masked_loss
-import pytest
 import reference
-import torch
-from reference import assert_near, assert_same_bits
+from reference import RELATIVE, assert_near, assert_same_bits
 
 CASES = list(enumerate(grid.covering_grid(grid.LEVELS)))
 IDS = [grid.case_id(case) for _, case in CASES]
@@ -21,7 +22,7 @@ SMALL_LEVELS = {
     "classes": (1, 2, 3),
     "target": (torch.int64,),
     "mask": ("none", "bool", "nothing"),
-    "sample_weight": ("none", "negative", "zeros", "differentiable"),
+    "sample_weight": ("none", "negative", "zeros", "smooth"),
     "weight_dtype": ("input",),
     "requires_grad": (True,),
     "upstream": ("one",),
@@ -65,8 +66,18 @@ def test_against_reference(seed, case):
     assert loss.dtype == call.input.dtype
     assert_near(loss, expected)
     assert [g.dtype for g in gradients] == [t.dtype for t in leaves(call)]
-    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
-        assert_near(gradient, wanted, call.input.dtype)
+    for leaf, gradient, wanted in zip(leaves(call), gradients, expected_gradients, strict=True):
+        assert_near(gradient, wanted, coarser(call.input.dtype, leaf.dtype), largest_term(leaf, call, case))
+
+
+def coarser(*dtypes):
+    return max(dtypes, key=RELATIVE.get)
+
+
+def largest_term(leaf, call, case):
+    """Where a gradient is 0 by cancellation: of a weight that its sequence shares, and of classes that are all alike."""
+    alike = case["classes"] == 1 or (case["storage"] == "expanded" and grid.LAYOUTS[case["layout"]][1] == 0)
+    return 1.0 if leaf is not call.input or alike else 0.0
 
 
 def leaves(call):

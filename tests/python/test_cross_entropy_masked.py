@@ -5,11 +5,12 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+
 from masked_loss import cross_entropy, loss_normalizer
 from reference import FLOAT_TYPES, assert_near, assert_positive_zero, assert_same_bits, bits
 
 REDUCTIONS = ("none", "mean", "sum", "sequence_mean")
-BATCH, TIME, CLASSES = 4, 6, 70  # 70 classes: whole SIMD registers and a tail in every dtype
+BATCH, TIME, CLASSES = 4, 6, 70  # 70 classes: rows of whole SIMD registers and a tail, or tiles where strided
 LOWEST, HIGHEST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 
 # What lies at masked slots, in turn.
@@ -152,9 +153,9 @@ def test_garbage_in_narrow_targets(target_dtype):
 def test_garbage_at_masked_classes_of_every_kind_of_class_mask(layout):
     dim = LAYOUTS[layout]
     x, target = torch.randn(BATCH, TIME, CLASSES), torch.zeros(BATCH, TIME, dtype=torch.long)
-    for shape in [(CLASSES,), (1, 1, CLASSES), (BATCH, 1, CLASSES), (1, TIME, CLASSES), (BATCH, TIME, CLASSES)]:
+    for shape in [(CLASSES,), (1, 1, CLASSES), (BATCH, 1, CLASSES), (1, TIME, CLASSES), (BATCH, TIME, CLASSES), (BATCH, TIME, 1)]:
         allowed = torch.rand(shape) < 0.5
-        allowed[..., 0] = True
+        allowed[..., :1] |= torch.tensor(shape[-1] == CLASSES)
         dirty = torch.where(allowed, x, cycle(LOGIT_GARBAGE, x.shape))
         given = allowed.movedim(-1, dim) if allowed.dim() == 3 else allowed
         results = []
@@ -266,7 +267,7 @@ def not_finite(kind, rows, classes, dtype):
 @pytest.mark.parametrize("kind", ROWS)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
-# 7: no whole SIMD register; 70: registers and a tail; 5000: blocks, of which one is not finite
+# 7: tiles; 70: a row of whole SIMD registers and a tail, or tiles; 5000: blocks of a row, or narrower tiles
 @pytest.mark.parametrize("classes", [7, 70, 5000])
 def test_kept_values_that_are_not_finite_propagate_as_torchs(kind, reduction, dtype, classes):
     x, target = not_finite(kind, 3, classes, dtype)

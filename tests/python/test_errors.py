@@ -7,9 +7,10 @@ import itertools
 import re
 from typing import Any, NamedTuple
 
-import masked_loss
 import pytest
 import torch
+
+import masked_loss
 from reference import assert_same_bits
 
 B, C, T = 3, 5, 3  # B == T: a [B] mask would broadcast along T without a word
@@ -189,7 +190,8 @@ def fill_arguments(op):
         Bad(op, dict(input=nested(LOGITS)), TypeError, "input", ("nested",)),
         Bad(op, dict(input=LOGITS.to("meta")), RuntimeError, "mask|input", ("meta", "cpu")),
         Bad(op, dict(value=ones(1)), RuntimeError, "value", (r"\[1\]",)),
-        Bad(op, dict(value=ones(dtype=torch.complex64)), RuntimeError, "value", (COMPLEX,)),
+        Bad(op, dict(value=torch.tensor(1 + 2j)), RuntimeError, "value", (FLOAT,)),
+        Bad(op, dict(value=1e40), RuntimeError, "value", (FLOAT, r"1e\+?40")),
         Bad(op, dict(value=ones(device="meta")), RuntimeError, "value", ("meta", "cpu")),
         Bad(op, dict(value=sparse(ones())), TypeError, "value", ("sparse",)),
     ]
@@ -314,9 +316,10 @@ def test_torchscript(bad, scripted):
 
 
 def reads_data(bad):
-    """Targets and normalizers are not read, and memory does not overlap, where there is no data."""
+    """Targets, values and normalizers are not read, and memory does not overlap, where there is no data."""
     overlaps = bad.op == "masked_fill_" and any("clone" in fact or "overlap" in fact for fact in bad.facts)
-    return overlaps or (bad.error is IndexError and bad.argument == "target") or r"-2\.5" in bad.facts
+    values = (bad.argument == "value" and FLOAT in bad.facts) or r"-2\.5" in bad.facts
+    return overlaps or values or (bad.error is IndexError and bad.argument == "target")
 
 
 @every_row

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from masked_loss import masked_fill, masked_fill_
 from reference import assert_near, assert_positive_zero, assert_same_bits
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from masked_loss import causal_mask, check_targets, cross_entropy, mask_from_ids, sequence_mask
 from reference import assert_near
 
