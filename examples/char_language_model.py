@@ -2,7 +2,7 @@
 
 The text is the source code of Python's own standard library, which every machine has. Its lines are padded to batches
 ``[B, T]``; ``sequence_mask`` says which characters are real, and ``cross_entropy`` takes logits ``[B, T, V]`` as they
-are: no flattening, no ``ignore_index`` written into the targets. About two minutes on two CPU cores:
+are: no flattening, no ``ignore_index`` written into the targets. About two minutes on one CPU core:
 
     python examples/char_language_model.py [--seconds 100] [--output out/demo.png]
 """
@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import masked_loss
 import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
@@ -25,6 +24,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
+
+import masked_loss
 
 # The newline starts a line and ends it, and it pads: a mask needs no class of its own for padding.
 VOCABULARY = "\n" + "".join(map(chr, range(32, 127)))
@@ -247,6 +248,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     options = parse_options()
     torch.manual_seed(options.seed)
+    torch.set_num_threads(1)  # a GRU's steps are too small to share: threads would mostly wait for each other
     files = library_files()
     training_lines = [line for index, file in enumerate(files) if index % 10 for line in file]
     held_out_lines = [line for file in files[::10] for line in file]

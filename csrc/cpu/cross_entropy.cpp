@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include "common/checks.h"
+#include "common/huge_pages.h"
 #include "cpu/cross_entropy_kernel.h"
 #include "cpu/parallel.h"
 #include "cpu/row_plan.h"
@@ -128,7 +129,7 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
   dispatch(input.scalar_type(), [&](auto t) {
     using A = Accumulation<decltype(t)>;
     auto plan = make_row_plan<A>(arguments, options.reduction, options.normalizer);
-    if (gradient != nullptr) *gradient = at::empty_like(input);
+    if (gradient != nullptr) *gradient = with_huge_pages(at::empty_like(input));
     Work<decltype(t)> work(arguments, input, options, plan, gradient);
     const auto rows = target.numel();
     c10::SmallBuffer<A, 64> losses(reduced ? rows : 0);
@@ -167,7 +168,7 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
               log_sum_exp.sizes(), " and ", grad.sizes());
   const auto accumulation = accumulation_type(input.scalar_type());
   const auto upstream = grad.to(accumulation).expand(target.sizes()), lse = log_sum_exp.to(accumulation).contiguous();
-  auto gradient = at::empty_like(input);
+  auto gradient = with_huge_pages(at::empty_like(input));
   dispatch(input.scalar_type(), [&](auto t) {
     using A = Accumulation<decltype(t)>;
     auto plan = make_row_plan<A>(arguments, options.reduction, options.normalizer);

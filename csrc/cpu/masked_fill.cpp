@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "common/checks.h"
+#include "common/huge_pages.h"
 
 namespace masked_loss::cpu {
 namespace {
@@ -97,7 +98,7 @@ Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& va
   check_masked_fill(input, mask, nullptr);
   const auto element = as_element("masked_fill", value, input);
   const auto from = broadcast_to_mask(input, mask), bytes = byte_mask(mask);
-  auto out = at::empty_like(from, at::MemoryFormat::Contiguous);
+  auto out = with_huge_pages(at::empty_like(from, at::MemoryFormat::Contiguous));
   auto iterator = at::TensorIteratorConfig()
                       .set_check_mem_overlap(false)
                       .check_all_same_dtype(false)

@@ -10,6 +10,7 @@ if torch.__version__.split(".")[:2] != built_for_torch.split(".")[:2]:
         f"{torch.__version__}: rebuild it with `pip install --no-build-isolation .` in this environment"
     )
 
+from . import distributed  # noqa: E402
 from .functional import check_targets, cross_entropy, loss_normalizer, masked_fill, masked_fill_  # noqa: E402
 from .masks import causal_mask, mask_from_ids, sequence_mask  # noqa: E402
 from .modules import CrossEntropyLoss  # noqa: E402
@@ -22,6 +23,7 @@ __all__ = [
     "check_targets",
     "cmake_prefix_path",
     "cross_entropy",
+    "distributed",
     "loss_normalizer",
     "mask_from_ids",
     "masked_fill",

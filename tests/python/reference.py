@@ -50,6 +50,13 @@ def assert_positive_zero(tensor):
     assert bits(tensor).eq(0).all(), f"not exactly +0.0: {tensor.detach()}"
 
 
+def loss_and_gradient(function, x, *arguments, upstream=None, **options):
+    """What a loss returns, and the gradient of its first argument for an upstream one, by default 1."""
+    leaf = x.detach().requires_grad_()
+    loss = function(leaf, *arguments, **options)
+    return loss.detach(), torch.autograd.grad(loss, leaf, torch.ones_like(loss) if upstream is None else upstream)[0]
+
+
 def to_rows(input, target, dim):
     """Logits `[rows, C]` in float64 and targets `[rows]`, in the order of `target`."""
     class_dim = 0 if input.dim() == 1 else dim

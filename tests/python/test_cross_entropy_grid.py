@@ -75,8 +75,8 @@ def coarser(*dtypes):
 
 
 def largest_term(leaf, call, case):
-    """Where a gradient is 0 by cancellation: of a weight that its sequence shares, and of classes that are all alike."""
-    alike = case["classes"] == 1 or (case["storage"] == "expanded" and grid.LAYOUTS[case["layout"]][1] == 0)
+    """Where a gradient can be 0 by cancellation: a weight that its sequence shares, one class, classes all alike."""
+    alike = case["classes"] <= 2 or (case["storage"] == "expanded" and grid.LAYOUTS[case["layout"]][1] == 0)
     return 1.0 if leaf is not call.input or alike else 0.0
 
 

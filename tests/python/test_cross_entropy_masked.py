@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from masked_loss import cross_entropy, loss_normalizer
-from reference import FLOAT_TYPES, assert_near, assert_positive_zero, assert_same_bits, bits
+from reference import FLOAT_TYPES, assert_near, assert_positive_zero, assert_same_bits, bits, loss_and_gradient
 
 REDUCTIONS = ("none", "mean", "sum", "sequence_mean")
 BATCH, TIME, CLASSES = 4, 6, 70  # 70 classes: rows of whole SIMD registers and a tail, or tiles where strided
@@ -153,7 +153,14 @@ def test_garbage_in_narrow_targets(target_dtype):
 def test_garbage_at_masked_classes_of_every_kind_of_class_mask(layout):
     dim = LAYOUTS[layout]
     x, target = torch.randn(BATCH, TIME, CLASSES), torch.zeros(BATCH, TIME, dtype=torch.long)
-    for shape in [(CLASSES,), (1, 1, CLASSES), (BATCH, 1, CLASSES), (1, TIME, CLASSES), (BATCH, TIME, CLASSES), (BATCH, TIME, 1)]:
+    for shape in [
+        (CLASSES,),
+        (1, 1, CLASSES),
+        (BATCH, 1, CLASSES),
+        (1, TIME, CLASSES),
+        (BATCH, TIME, CLASSES),
+        (BATCH, TIME, 1),
+    ]:
         allowed = torch.rand(shape) < 0.5
         allowed[..., :1] |= torch.tensor(shape[-1] == CLASSES)
         dirty = torch.where(allowed, x, cycle(LOGIT_GARBAGE, x.shape))
@@ -228,13 +235,6 @@ def test_the_normalizer_ignores_garbage():
                 options["class_mask"] = (~problem.masked).unsqueeze(-1).expand(-1, -1, CLASSES)
             divisors.append(loss_normalizer(target, dim=-1, **options))
         assert_same_bits(*divisors)
-
-
-def loss_and_gradient(function, x, target, **options):
-    leaf = x.clone().requires_grad_()
-    loss = function(leaf, target, **options)
-    upstream = torch.ones_like(loss)
-    return loss.detach(), torch.autograd.grad(loss, leaf, upstream)[0]
 
 
 # Which logits of a row are not finite, and where the target is: torch says what comes of it.

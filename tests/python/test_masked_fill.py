@@ -168,6 +168,16 @@ def test_an_expanded_input_is_filled_out_of_place():
     assert_same_bits(masked_fill(x, mask, 2.0), torch.masked_fill(x, mask, 2.0))
 
 
+def test_lazily_conjugated_and_negated_inputs():
+    mask = torch.tensor([True, False, True])
+    for view in (torch.Tensor.conj, lambda x: x.conj().imag):  # have the bits of a conjugate and of a negation
+        ours, theirs = torch.tensor([1 + 2j, 3 - 4j, 5j]), torch.tensor([1 + 2j, 3 - 4j, 5j])
+        assert masked_fill(view(ours), mask, 7).tolist() == torch.masked_fill(view(theirs), mask, 7).tolist()
+        masked_fill_(view(ours), mask, 7)
+        view(theirs).masked_fill_(mask, 7)
+        assert ours.tolist() == theirs.tolist()
+
+
 def test_in_place_on_a_view_leaves_the_rest_of_the_base():
     base = torch.randn(6, 8)
     expected, mask = base.clone(), torch.rand(4, 3) < 0.5

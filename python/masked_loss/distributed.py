@@ -1,0 +1,81 @@
+"""One normalizer for a batch that is spread over processes and micro-batches."""
+
+from typing import TYPE_CHECKING, Optional, Union
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["global_normalizer"]
+
+
+def _number(count: float, group: Optional["ProcessGroup"]) -> Tensor:
+    """On torch's default device, unless the group cannot reduce there (NCCL on the CPU)."""
+    total = torch.full([], count, dtype=torch.int64 if isinstance(count, int) else torch.float64)
+    # A compiler cannot ask for a group's devices.
+    if group is None or torch.compiler.is_compiling():
+        return total
+    kinds = [device.type for device in group._device_types]
+    return total if not kinds or total.device.type in kinds else total.to(kinds[0])
+
+
+def _copy(count: Tensor) -> Tensor:
+    """In the dtype that adds up: int64 for integers, at least float32 for the others."""
+    if count.dim() != 0:
+        raise RuntimeError(
+            f"global_normalizer: expected count to be a number or a 0-d tensor, got shape {list(count.shape)}"
+        )
+    if count.is_complex() or count.dtype == torch.bool:
+        raise TypeError(f"global_normalizer: expected count of a real dtype, got {count.dtype}")
+    if not count.is_floating_point():
+        return count.to(torch.int64, copy=True)
+    return count.detach().to(torch.float64 if count.dtype == torch.float64 else torch.float32, copy=True)
+
+
+def global_normalizer(
+    count: Union[float, Tensor], group: Optional["ProcessGroup"] = None, *, averaged_gradients: bool = True
+) -> Tensor:
+    r"""The ``normalizer`` that makes gradients those of the mean over a batch spread over processes and micro-batches.
+
+    Over :math:`P` processes with counts :math:`n_p` it is :math:`\sum_p n_p / P`: DDP and FSDP average gradients, which
+    divides by :math:`P` once more. Every process of the group has to call it, also one that keeps nothing, once an
+    optimizer step and before its first backward pass. It takes no mask: ``loss_normalizer`` counts what a mask keeps.
+
+    Args:
+        count: what this process keeps in all of its micro-batches of the step: the sum of their ``loss_normalizer``.
+            A number, or a 0-d tensor of a real dtype on a device that the group reduces on; left as it is.
+        group: the processes that share the batch; by default all of them, or this one alone where
+            ``torch.distributed`` is not initialised.
+        averaged_gradients: False if gradients are summed over the group: the plain sum of the counts.
+
+    Returns:
+        0-d, without a gradient; float32 for a floating-point tensor (float64 for float64), float64 for integers and
+        numbers; on ``count``'s device, or for a number on torch's default device (on the group's where the group does
+        not reduce there, but not under ``torch.compile``).
+
+    Raises:
+        TypeError: ``count`` is no number and no tensor, or of a complex or bool dtype.
+        RuntimeError: ``count`` is not 0-d.
+        ValueError: this process is not in ``group``.
+
+    >>> from masked_loss import loss_normalizer
+    >>> counts = [loss_normalizer(torch.tensor(targets)) for targets in ([4, 2, 0], [1, -100, -100])]
+    >>> global_normalizer(sum(counts))
+    tensor(4.)
+    """
+    if not isinstance(count, (int, float, Tensor)):
+        raise TypeError(f"global_normalizer: expected count to be a number or a 0-d tensor, got {type(count).__name__}")
+    if group is None and dist.is_available() and dist.is_initialized():
+        group = dist.group.WORLD
+    size = 1 if group is None else dist.get_world_size(group)
+    if size < 1:
+        raise ValueError("global_normalizer: expected group to hold this process, got one without it")
+    total = _copy(count) if isinstance(count, Tensor) else _number(count, group)
+    if group is not None:
+        dist.all_reduce(total, group=group)
+    if not total.is_floating_point():
+        total = total.double()
+    return total / size if averaged_gradients else total
