@@ -24,6 +24,11 @@ void dispatch(at::ScalarType type, const Body& body) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, type, "cross_entropy", [&] { body(scalar_t{}); });
 }
 
+const CrossEntropyKernels& kernels() {
+  static const auto& picked = MASKED_LOSS_PICK(cross_entropy_kernels);
+  return picked;
+}
+
 // What a kernel's arrays point to, and the arrays.
 template <class T>
 class Work {
@@ -63,8 +68,7 @@ class Work {
   void run(CrossEntropyMode mode, A* loss, A* log_sum_exp) {
     work_.loss = loss;
     work_.log_sum_exp = log_sum_exp;
-    static const auto& kernels = MASKED_LOSS_PICK(cross_entropy_kernels);
-    const auto& kernel = kernels.template of<T>();
+    const auto& kernel = kernels().template of<T>();
     const auto rows = work_.rows.count;
     const auto rows_per_task = std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, work_.classes));
     // Whole tiles of rows, so that their bounds do not depend on the size of a task.
@@ -190,10 +194,9 @@ void scale_gradient_(Tensor& gradient, const Tensor& grad) {
     using T = decltype(t);
     using A = Accumulation<T>;
     T* data = dense.template mutable_data_ptr<T>();
-    const A scale = static_cast<A>(by);
+    const auto& kernel = kernels().template of<T>();
     at::parallel_for(0, dense.numel(), kElementsPerTask, [&](std::int64_t begin, std::int64_t end) {
-      // Selected, not multiplied: a zero stays +0 under a negative or an infinite factor.
-      for (auto i = begin; i < end; ++i) data[i] = data[i] == T(0) ? T(0) : static_cast<T>(A(data[i]) * scale);
+      kernel.scale(data + begin, end - begin, static_cast<A>(by));
     });
   });
   if (!dense.is_same(gradient)) gradient.copy_(dense);

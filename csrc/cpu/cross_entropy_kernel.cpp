@@ -494,7 +494,21 @@ std::int64_t scratch_size(const CrossEntropyWork<T, A>& work, CrossEntropyMode m
 }
 
 template <class T, class A>
-constexpr CrossEntropyKernel<T, A> kernel{run<T, A>, scratch_size<T, A>};
+void scale(T* gradient, std::int64_t n, A by) {
+  A stage[kBlock];
+  for (std::int64_t begin = 0; begin < n; begin += kBlock) {
+    const auto count = std::min(kBlock, n - begin);
+    const A* block = load_block<T, A>(gradient + begin, nullptr, count, stage);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const A scaled = block[i] * by;
+      stage[i] = block[i] == 0 ? A(0) : scaled;
+    }
+    store_block(gradient + begin, stage, count);
+  }
+}
+
+template <class T, class A>
+constexpr CrossEntropyKernel<T, A> kernel{run<T, A>, scratch_size<T, A>, scale<T, A>};
 
 }  // namespace
 

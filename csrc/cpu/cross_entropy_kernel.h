@@ -37,6 +37,8 @@ struct CrossEntropyKernel {
                    A* scratch);
   Run* run;
   std::int64_t (*scratch_size)(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode);
+  // gradient *= by, but a zero stays +0 whatever the factor
+  void (*scale)(T* gradient, std::int64_t n, A by);
 };
 
 struct CrossEntropyKernels {

@@ -4,29 +4,14 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include <array>
 #include <cstring>
 
 #include "common/checks.h"
 #include "common/huge_pages.h"
+#include "cpu/masked_fill_kernel.h"
 
 namespace masked_loss::cpu {
 namespace {
-
-// Elements are moved as bits: an element of any dtype is one of these.
-using Bits16 = std::array<std::uint64_t, 2>;
-
-template <class Body>
-void dispatch_bits(std::int64_t bytes, const Body& body) {
-  switch (bytes) {
-    case 1: return body(std::uint8_t{});
-    case 2: return body(std::uint16_t{});
-    case 4: return body(std::uint32_t{});
-    case 8: return body(std::uint64_t{});
-    case 16: return body(Bits16{});
-    default: TORCH_INTERNAL_ASSERT(false, "masked_fill: no dtype has ", bytes, " bytes");
-  }
-}
 
 // The bits of `value` in the dtype of `input`, at the front.
 Bits16 as_element(const char* op, const at::Scalar& value, const Tensor& input) {
@@ -50,48 +35,9 @@ Bits16 as_element(const char* op, const at::Scalar& value, const Tensor& input) 
 // One byte an element, which is what the loops read.
 Tensor byte_mask(const Tensor& mask) { return mask.itemsize() == 1 ? mask : mask.ne(0); }
 
-template <class T>
-T at_byte(const char* data, std::int64_t byte) {
-  T value;
-  std::memcpy(&value, data + byte, sizeof(T));
-  return value;
-}
-
-// out = mask ? value : in
-template <class T>
-void fill_row(char* out, const char* in, const char* mask, const std::int64_t* strides, std::int64_t n, T value) {
-  constexpr auto size = static_cast<std::int64_t>(sizeof(T));
-  const bool dense = strides[0] == size && (strides[1] == size || n == 1);
-  if (strides[2] == 0 && dense) {
-    if (*mask != 0) {
-      std::fill_n(reinterpret_cast<T*>(out), n, value);
-    } else {
-      std::memcpy(out, in, n * size);
-    }
-  } else if (strides[2] == 1 && dense) {
-    auto* to = reinterpret_cast<T*>(out);
-    const auto* from = reinterpret_cast<const T*>(in);
-    for (std::int64_t i = 0; i < n; ++i) to[i] = mask[i] != 0 ? value : from[i];
-  } else {
-    for (std::int64_t i = 0; i < n; ++i) {
-      const T kept = at_byte<T>(in, i * strides[1]);
-      const T filled = mask[i * strides[2]] != 0 ? value : kept;
-      std::memcpy(out + i * strides[0], &filled, sizeof(T));
-    }
-  }
-}
-
-// The same in place: what is kept is not touched.
-template <class T>
-void fill_row_(char* out, const char* mask, const std::int64_t* strides, std::int64_t n, T value) {
-  if (strides[1] == 0 && *mask == 0) return;
-  if (strides[1] == 0 && strides[0] == static_cast<std::int64_t>(sizeof(T))) {
-    std::fill_n(reinterpret_cast<T*>(out), n, value);
-    return;
-  }
-  for (std::int64_t i = 0; i < n; ++i) {
-    if (mask[i * strides[1]] != 0) std::memcpy(out + i * strides[0], &value, sizeof(T));
-  }
+const MaskedFillKernel& kernel_of(const Tensor& input) {
+  static const auto& kernels = MASKED_LOSS_PICK(masked_fill_kernels);
+  return kernels.of(input.itemsize());
 }
 
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& value) {
@@ -107,13 +53,11 @@ Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& va
                       .add_const_input(from)
                       .add_const_input(bytes)
                       .build();
-  dispatch_bits(input.itemsize(), [&](auto bits) {
-    const auto fill = at_byte<decltype(bits)>(reinterpret_cast<const char*>(&element), 0);
-    iterator.for_each([=](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t rows) {
-      for (std::int64_t r = 0; r < rows; ++r) {
-        fill_row(data[0] + r * strides[3], data[1] + r * strides[4], data[2] + r * strides[5], strides, n, fill);
-      }
-    });
+  const auto& kernel = kernel_of(input);
+  iterator.for_each([&](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t lines) {
+    for (std::int64_t i = 0; i < lines; ++i) {
+      kernel.fill(data[0] + i * strides[3], data[1] + i * strides[4], data[2] + i * strides[5], strides, n, &element);
+    }
   });
   return out;
 }
@@ -131,13 +75,11 @@ void masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
                       .add_output(input)
                       .add_const_input(bytes)
                       .build();
-  dispatch_bits(input.itemsize(), [&](auto bits) {
-    const auto fill = at_byte<decltype(bits)>(reinterpret_cast<const char*>(&element), 0);
-    iterator.for_each([=](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t rows) {
-      for (std::int64_t r = 0; r < rows; ++r) {
-        fill_row_(data[0] + r * strides[2], data[1] + r * strides[3], strides, n, fill);
-      }
-    });
+  const auto& kernel = kernel_of(input);
+  iterator.for_each([&](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t lines) {
+    for (std::int64_t i = 0; i < lines; ++i) {
+      kernel.fill_(data[0] + i * strides[2], data[1] + i * strides[3], strides, n, &element);
+    }
   });
 }
 

@@ -10,7 +10,7 @@ if torch.__version__.split(".")[:2] != built_for_torch.split(".")[:2]:
         f"{torch.__version__}: rebuild it with `pip install --no-build-isolation .` in this environment"
     )
 
-from . import distributed  # noqa: E402
+from . import distributed
 from .functional import check_targets, cross_entropy, loss_normalizer, masked_fill, masked_fill_  # noqa: E402
 from .masks import causal_mask, mask_from_ids, sequence_mask  # noqa: E402
 from .modules import CrossEntropyLoss  # noqa: E402
