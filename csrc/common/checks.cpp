@@ -150,6 +150,7 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
 RowArguments check_loss_normalizer(const Tensor& target, const OptionalTensor& mask,
                                    const LossNormalizerOptions& options) {
   constexpr auto op = "loss_normalizer";
+  check_layout(op, "target", target);
   RowArguments arguments{op,
                          target,
                          mask,

@@ -26,7 +26,7 @@ Bits16 as_element(const char* op, const at::Scalar& value, const Tensor& input) 
   };
   try {
     take();
-  } catch (const c10::Error&) {
+  } catch (const std::exception&) {
     TORCH_CHECK(false, op, ": expected value that input's dtype, ", input.scalar_type(), ", can hold, got ", value);
   }
   return bits;

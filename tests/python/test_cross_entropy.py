@@ -5,6 +5,7 @@ import itertools
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -328,6 +329,16 @@ def test_two_runs_and_two_thread_counts_give_the_same_bits(threads):
             for other in results[1:]:
                 assert_same_bits(results[0][0], other[0])
                 assert_same_bits(results[0][1], other[1])
+
+
+def test_python_threads_may_call_at_once():
+    problems = [(torch.randn(40, 300), torch.randint(300, (40,)), torch.rand(40) < 0.7) for _ in range(8)]
+    alone = [loss_and_gradient(cross_entropy, *each) for each in problems]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda each: loss_and_gradient(cross_entropy, *each), problems * 10))
+    for ours, theirs in zip(together, alone * 10, strict=True):
+        assert_same_bits(ours[0], theirs[0])
+        assert_same_bits(ours[1], theirs[1])
 
 
 def allocations_of(function, size):

@@ -6,7 +6,7 @@ import torch
 import grid
 import masked_loss
 import reference
-from reference import RELATIVE, assert_near, assert_same_bits
+from reference import RELATIVE, assert_near, assert_positive_zero, assert_same_bits
 
 CASES = list(enumerate(grid.covering_grid(grid.LEVELS)))
 IDS = [grid.case_id(case) for _, case in CASES]
@@ -92,6 +92,42 @@ def test_torch_ops_and_bound_function_are_one(seed, case):
     assert_same_bits(loss, other)
     for gradient, other_gradient in zip(gradients, other_gradients, strict=True):
         assert_same_bits(gradient, other_gradient)
+
+
+def poison(call, case):
+    """Overwrites whatever must not be read: logits of masked rows and classes, targets and weights under the mask."""
+    options = {name: call.arguments[name] for name in ("mask", "sample_weight", "class_mask", "ignore_index", "dim")}
+    keep, allowed = reference.kept_rows(call.input, call.target, **options)
+    at = grid.LAYOUTS[case["layout"]][1]
+    read = (keep[:, None] & allowed).reshape(*call.target.shape, -1).movedim(-1, at)
+    garbage = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    with torch.no_grad():
+        call.input[~read] = garbage.repeat(read.numel())[: (~read).sum()].to(call.input.dtype)
+    mask, weight = call.arguments["mask"], call.arguments["sample_weight"]
+    if mask is None:
+        return read
+    masked = (mask == 0).expand(call.target.shape)
+    call.target[masked] = torch.iinfo(call.target.dtype).max - 1
+    if weight is not None and weight.shape == masked.shape:
+        weight.data[masked] = torch.nan
+    return read
+
+
+# An expanded tensor has no place for garbage of its own.
+OVERWRITABLE = [(seed, case) for seed, case in CASES if case["storage"] != "expanded"]
+
+
+@pytest.mark.parametrize(("seed", "case"), OVERWRITABLE, ids=[grid.case_id(case) for _, case in OVERWRITABLE])
+def test_what_is_masked_is_never_read(seed, case):
+    clean, dirty = grid.build(case, seed), grid.build(case, seed)
+    read = poison(dirty, case)
+    loss, gradients = grid.run(masked_loss.cross_entropy, clean)
+    other, other_gradients = grid.run(masked_loss.cross_entropy, dirty)
+    assert_same_bits(other, loss)
+    for gradient, other_gradient in zip(gradients, other_gradients, strict=True):
+        assert_same_bits(other_gradient, gradient)
+    if case["requires_grad"]:
+        assert_positive_zero(other_gradients[0][~read])
 
 
 def as_function(call):
