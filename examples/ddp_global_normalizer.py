@@ -79,7 +79,7 @@ def train() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Embedding(VOCABULARY, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, VOCABULARY))
     model = DistributedDataParallel(module)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     report = print if rank == 0 else lambda *_: None
 
     for step in range(STEPS):

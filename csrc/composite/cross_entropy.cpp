@@ -123,7 +123,10 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
   if (target_weight.defined()) loss = loss * target_weight;
   if (options.label_smoothing != 0) {
     auto share = lse - logits;
-    if (weight.defined()) share = share * weight_over(weight, dim, rank);
+    if (weight.defined()) {
+      const auto over = weight_over(weight, dim, rank);
+      share = share * (allowed.defined() ? at::where(allowed, over, zero(over)) : over);
+    }
     auto classes = at::ones_like(logits);
     if (allowed.defined()) {
       share = at::where(allowed, share, zero(share));

@@ -4,6 +4,7 @@ Everywhere but in ``masked_fill`` a mask says what to *keep*: True (or any nonze
 of the loss, of its mean and of the gradient, whatever lies there.
 """
 
+import operator
 from typing import List, Optional, Union
 
 import torch
@@ -26,9 +27,15 @@ def _reduction_number(op: str, reduction: str) -> int:
     raise ValueError(f"{op}: expected reduction to be 'none', 'mean', 'sum' or 'sequence_mean', got '{reduction}'")
 
 
-def _id_list(ids: Union[int, List[int]]) -> List[int]:
+def _id_list(op: str, argument: str, ids: Union[int, List[int]]) -> List[int]:
     if isinstance(ids, int):
         return [ids]
+    if not torch.jit.is_scripting():
+        try:
+            # numpy's integers too, as torch takes them
+            return [operator.index(ids)] if hasattr(ids, "__index__") else [operator.index(i) for i in ids]
+        except TypeError:
+            raise TypeError(f"{op}: expected {argument} to be an int or a list of ints, got {ids!r}") from None
     return ids
 
 
@@ -107,7 +114,7 @@ def cross_entropy(
     tensor(0.7201)
     """
     number = _reduction_number("cross_entropy", reduction)
-    ids = _id_list(ignore_index)
+    ids = _id_list("cross_entropy", "ignore_index", ignore_index)
     divisor = _normalizer_tensor(normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, class_mask, divisor):
@@ -151,7 +158,7 @@ def loss_normalizer(
     >>> loss_normalizer(torch.tensor([[0, 1], [2, -100]]), torch.tensor([[True], [True]]))
     tensor(3.)
     """
-    ids = _id_list(ignore_index)
+    ids = _id_list("loss_normalizer", "ignore_index", ignore_index)
     if not torch.jit.is_scripting():
         if use_bound(target, mask, weight, sample_weight, class_mask):
             return bound.loss_normalizer(target, mask, weight, sample_weight, class_mask, ids, dim)
@@ -182,7 +189,7 @@ def check_targets(
     >>> check_targets(torch.tensor([1, 7, 0]), 3, torch.tensor([True, False, True]))
     tensor([1, 7, 0])
     """
-    ids = _id_list(ignore_index)
+    ids = _id_list("check_targets", "ignore_index", ignore_index)
     if not torch.jit.is_scripting():
         if use_bound(target, mask):
             return bound.check_targets(target, num_classes, mask, ids)

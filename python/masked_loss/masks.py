@@ -77,4 +77,4 @@ def mask_from_ids(tokens: Tensor, ids: Union[int, List[int]]) -> Tensor:
     tensor([[ True, False],
             [False,  True]])
     """
-    return torch.ops.masked_loss.mask_from_ids(tokens, _id_list(ids))
+    return torch.ops.masked_loss.mask_from_ids(tokens, _id_list("mask_from_ids", "ids", ids))

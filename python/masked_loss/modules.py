@@ -40,7 +40,7 @@ class CrossEntropyLoss(nn.Module):
         functional._reduction_number("CrossEntropyLoss", reduction)
         self.register_buffer("weight", weight)
         self.register_buffer("class_mask", class_mask)
-        self.ignore_index: List[int] = functional._id_list(ignore_index)
+        self.ignore_index: List[int] = functional._id_list("CrossEntropyLoss", "ignore_index", ignore_index)
         self.reduction = reduction
         self.label_smoothing = label_smoothing
         self.z_loss = z_loss

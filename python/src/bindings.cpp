@@ -69,10 +69,14 @@ void masked_fill_(Tensor input, const Tensor& mask, const Value& value) {
 
 PYBIND11_MODULE(_C, m) {
   // The wrapper turns c10 errors into Python's and releases the GIL.
-  const auto def = [&m](const char* name, auto function) { m.def(name, torch::wrap_pybind_function_no_gil(function)); };
-  def("cross_entropy", cross_entropy);
-  def("loss_normalizer", loss_normalizer);
-  def("check_targets", check_targets);
-  def("masked_fill", masked_fill);
-  def("masked_fill_", masked_fill_);
+  const auto def = [&m](const char* name, auto function, auto... arguments) {
+    m.def(name, torch::wrap_pybind_function_no_gil(function), py::arg(arguments)...);
+  };
+  def("cross_entropy", cross_entropy, "input", "target", "mask", "reduction", "weight", "sample_weight", "class_mask",
+      "normalizer", "ignore_index", "label_smoothing", "z_loss", "dim");
+  def("loss_normalizer", loss_normalizer, "target", "mask", "weight", "sample_weight", "class_mask", "ignore_index",
+      "dim");
+  def("check_targets", check_targets, "target", "num_classes", "mask", "ignore_index");
+  def("masked_fill", masked_fill, "input", "mask", "value");
+  def("masked_fill_", masked_fill_, "input", "mask", "value");
 }
