@@ -27,15 +27,20 @@ def _reduction_number(op: str, reduction: str) -> int:
     raise ValueError(f"{op}: expected reduction to be 'none', 'mean', 'sum' or 'sequence_mean', got '{reduction}'")
 
 
+@torch.jit.unused
+def _checked_ids(op: str, argument: str, ids: Union[int, List[int]]) -> List[int]:
+    try:
+        # numpy's integers and tuples too, as torch takes them
+        return [operator.index(ids)] if hasattr(ids, "__index__") else [operator.index(i) for i in ids]
+    except TypeError:
+        raise TypeError(f"{op}: expected {argument} to be an int or a list of ints, got {ids!r}") from None
+
+
 def _id_list(op: str, argument: str, ids: Union[int, List[int]]) -> List[int]:
     if isinstance(ids, int):
         return [ids]
     if not torch.jit.is_scripting():
-        try:
-            # numpy's integers too, as torch takes them
-            return [operator.index(ids)] if hasattr(ids, "__index__") else [operator.index(i) for i in ids]
-        except TypeError:
-            raise TypeError(f"{op}: expected {argument} to be an int or a list of ints, got {ids!r}") from None
+        return _checked_ids(op, argument, ids)
     return ids
 
 
