@@ -44,14 +44,13 @@ void masked_fill_(Tensor& input, const Tensor& mask, const Tensor& value) {
 }
 
 Tensor sequence_mask(const Tensor& lengths, std::int64_t maxlen, PaddingSide padding_side) {
-  static const auto op =
-      find_op<Tensor(const Tensor&, c10::SymInt, std::string_view)>("masked_loss::sequence_mask");
+  static const auto op = find_op<Tensor(const Tensor&, c10::SymInt, std::string_view)>("masked_loss::sequence_mask");
   return op.call(lengths, maxlen, padding_side == PaddingSide::Right ? "right" : "left");
 }
 
 Tensor causal_mask(std::int64_t query_len, std::optional<std::int64_t> key_len, std::optional<at::Device> device) {
-  static const auto op = find_op<Tensor(c10::SymInt, std::optional<c10::SymInt>, std::optional<at::Device>)>(
-      "masked_loss::causal_mask");
+  static const auto op =
+      find_op<Tensor(c10::SymInt, std::optional<c10::SymInt>, std::optional<at::Device>)>("masked_loss::causal_mask");
   return op.call(query_len, key_len ? std::optional<c10::SymInt>(*key_len) : std::nullopt, device);
 }
 

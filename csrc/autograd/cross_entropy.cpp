@@ -77,8 +77,7 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
     if (at::GradMode::is_enabled()) {
       gradient = composite_cross_entropy_backward(grad, saved.input(), saved.target(), {}, mask, saved.options);
     } else if (saved.options.reduction == Reduction::None) {
-      gradient =
-          call<CrossEntropyBackward>(grad, saved.input(), saved.target(), saved.result(), mask, saved.options);
+      gradient = call<CrossEntropyBackward>(grad, saved.input(), saved.target(), saved.result(), mask, saved.options);
     } else {
       gradient = scale(saved.result(), grad);
     }
@@ -108,8 +107,7 @@ Tensor fused(const Tensor& input, const Tensor& target, const OptionalTensor& ma
 Tensor differentiable_weights(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                               const CrossEntropyOptions& options) {
   const auto rows = check_cross_entropy(input, target, mask, options);
-  const auto plan =
-      composite_plan(rows, options.reduction, options.normalizer, accumulation_type(input.scalar_type()));
+  const auto plan = composite_plan(rows, options.reduction, options.normalizer, accumulation_type(input.scalar_type()));
   auto unweighted = options;
   unweighted.reduction = Reduction::None;
   unweighted.sample_weight = unweighted.normalizer = std::nullopt;
@@ -157,8 +155,8 @@ TORCH_LIBRARY_IMPL(masked_loss, Autograd, m) {
   m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
   m.impl("check_targets", check_targets);
   m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
-  for (const auto* op : {"_cross_entropy_forward", "_cross_entropy_forward_grad", "_cross_entropy_backward",
-                         "_scale_gradient_"}) {
+  for (const auto* op :
+       {"_cross_entropy_forward", "_cross_entropy_forward_grad", "_cross_entropy_backward", "_scale_gradient_"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
 }

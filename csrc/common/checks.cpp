@@ -36,8 +36,9 @@ void check_weight_dtype(const char* op, const char* name, const Tensor& weight, 
 void check_broadcast(const char* op, const char* name, const Tensor& tensor, c10::SymIntArrayRef shape,
                      const char* of) {
   const auto sizes = tensor.sym_sizes();
-  TORCH_CHECK(sizes.size() == shape.size(), op, ": expected ", name, " of rank ", shape.size(), ", as ", of, " of shape ",
-              shape, ", got shape ", sizes, "; add the missing dimensions of size 1, as in ", name, "[:, None]");
+  TORCH_CHECK(sizes.size() == shape.size(), op, ": expected ", name, " of rank ", shape.size(), ", as ", of,
+              " of shape ", shape, ", got shape ", sizes, "; add the missing dimensions of size 1, as in ", name,
+              "[:, None]");
   for (std::size_t d = 0; d < sizes.size(); ++d) {
     TORCH_SYM_CHECK(sizes[d].sym_eq(shape[d]).sym_or(sizes[d].sym_eq(1)), op, ": expected ", name,
                     " with each size 1 or that of ", of, ", ", shape, ", got ", sizes);
@@ -64,7 +65,8 @@ void check_rows(const RowArguments& rows, c10::SymIntArrayRef input_sizes) {
   }
   if (rows.sample_weight) {
     check_beside(op, "sample_weight", *rows.sample_weight, "target", rows.target);
-    check_weight_dtype(op, "sample_weight", *rows.sample_weight, "; what says which positions count is passed as mask=");
+    check_weight_dtype(op, "sample_weight", *rows.sample_weight,
+                       "; what says which positions count is passed as mask=");
     check_broadcast(op, "sample_weight", *rows.sample_weight, sizes, "target");
   }
   if (rows.weight) {
@@ -134,15 +136,9 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
     TORCH_CHECK_TYPE(!normalizer.is_complex() && normalizer.scalar_type() != at::kBool, op,
                      ": expected normalizer of a real dtype, got ", normalizer.scalar_type());
   }
-  RowArguments arguments{op,
-                         target,
-                         mask,
-                         options.weight,
-                         options.sample_weight,
-                         options.class_mask,
-                         options.ignore_index,
-                         dim,
-                         sizes[dim]};
+  RowArguments arguments{
+      op,  target,    mask, options.weight, options.sample_weight, options.class_mask, options.ignore_index,
+      dim, sizes[dim]};
   check_rows(arguments, sizes);
   return arguments;
 }

@@ -7,8 +7,8 @@ namespace masked_loss {
 // Sums over the allowed classes of a row that label smoothing needs; in double, so that a common offset of the
 // logits cancels.
 struct Smoothing {
-  double logits = 0;        // sum of w_c x_c
-  double weight = 0;        // sum of w_c
+  double logits = 0;  // sum of w_c x_c
+  double weight = 0;  // sum of w_c
   std::int64_t classes = 0;
 };
 

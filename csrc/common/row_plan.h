@@ -24,7 +24,7 @@ struct RowArgumentsView {
   const void* mask;  // null: every row is kept
   int mask_bytes;
   const A* sample_weight;  // null: 1; a weight of 0 masks
-  const A* weight;  // [C] or null
+  const A* weight;         // [C] or null
   const bool* class_mask;
   std::int64_t class_mask_stride;
   std::int64_t classes;

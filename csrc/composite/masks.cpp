@@ -32,8 +32,7 @@ Tensor sequence_mask(const Tensor& lengths, c10::SymInt maxlen, std::string_view
   return padding_side == "right" ? position.lt(length) : (maxlen - position).le(length);
 }
 
-Tensor causal_mask(c10::SymInt query_len, std::optional<c10::SymInt> key_len,
-                   std::optional<at::Device> device) {
+Tensor causal_mask(c10::SymInt query_len, std::optional<c10::SymInt> key_len, std::optional<at::Device> device) {
   constexpr auto op = "causal_mask";
   const auto keys = key_len.value_or(query_len);
   check_not_negative(op, "query_len", query_len);

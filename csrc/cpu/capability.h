@@ -14,7 +14,7 @@
   namespace AVX512 {                     \
   declaration;                           \
   }
-#define MASKED_LOSS_PICK(function)                    \
+#define MASKED_LOSS_PICK(function)                           \
   (at::get_cpu_capability() == "AVX512" ? AVX512::function() \
    : at::get_cpu_capability() == "AVX2" ? AVX2::function()   \
                                         : DEFAULT::function())

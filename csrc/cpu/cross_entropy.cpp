@@ -152,8 +152,7 @@ std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tens
 }
 
 std::tuple<Tensor, Tensor> cross_entropy_forward_grad(const Tensor& input, const Tensor& target,
-                                                      const OptionalTensor& mask,
-                                                      const CrossEntropyOptions& options) {
+                                                      const OptionalTensor& mask, const CrossEntropyOptions& options) {
   Tensor gradient;
   auto loss = forward(input, target, mask, options, CrossEntropyMode::ForwardGrad, nullptr, &gradient);
   return {loss, gradient};

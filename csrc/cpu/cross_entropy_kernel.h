@@ -21,9 +21,9 @@ struct CrossEntropyWork {
   std::int64_t gradient_stride;
   const bool* class_mask;  // or null
   std::int64_t class_mask_stride;
-  const A* weight;             // [C] or null
-  const std::int64_t* index;   // [N], -1 = masked
-  const A* coefficient;        // [N]
+  const A* weight;            // [C] or null
+  const std::int64_t* index;  // [N], -1 = masked
+  const A* coefficient;       // [N]
   A label_smoothing;
   A z_loss;
   A* loss;         // [N], written forward

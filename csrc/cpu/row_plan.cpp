@@ -13,10 +13,10 @@ namespace {
 constexpr std::int64_t kChunk = 4096;  // rows; fixed, so that sums do not depend on the number of threads
 
 struct ChunkSum {
-  double weight = 0;       // of what a mean divides by
-  std::int64_t kept = 0;   // rows
-  std::int64_t first = -1; // row with a target out of range
-  std::int64_t index = 0;  // that target
+  double weight = 0;        // of what a mean divides by
+  std::int64_t kept = 0;    // rows
+  std::int64_t first = -1;  // row with a target out of range
+  std::int64_t index = 0;   // that target
 };
 
 // Reads the N-sized arguments of a call, whatever their strides.

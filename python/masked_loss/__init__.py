@@ -2,7 +2,8 @@
 
 import torch
 
-from ._build import built_for_torch, version as __version__
+from ._build import built_for_torch
+from ._build import version as __version__
 
 if torch.__version__.split(".")[:2] != built_for_torch.split(".")[:2]:
     raise ImportError(
@@ -11,10 +12,10 @@ if torch.__version__.split(".")[:2] != built_for_torch.split(".")[:2]:
     )
 
 from . import distributed
-from .functional import check_targets, cross_entropy, loss_normalizer, masked_fill, masked_fill_  # noqa: E402
-from .masks import causal_mask, mask_from_ids, sequence_mask  # noqa: E402
-from .modules import CrossEntropyLoss  # noqa: E402
-from .paths import cmake_prefix_path  # noqa: E402
+from .functional import check_targets, cross_entropy, loss_normalizer, masked_fill, masked_fill_
+from .masks import causal_mask, mask_from_ids, sequence_mask
+from .modules import CrossEntropyLoss
+from .paths import cmake_prefix_path
 
 __all__ = [
     "CrossEntropyLoss",

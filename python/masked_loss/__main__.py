@@ -7,6 +7,7 @@ from .paths import cmake_prefix_path, library_path
 
 
 def main() -> None:
+    """Prints what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m masked_loss", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     choice = parser.add_mutually_exclusive_group(required=True)

@@ -73,15 +73,15 @@ def cross_entropy(
     r"""Cross entropy of class indices over the positions that ``mask`` keeps.
 
     With allowed classes :math:`A`, logits :math:`x`, target :math:`y`, class weights :math:`w`, smoothing
-    :math:`\varepsilon`, z-loss coefficient :math:`z` and :math:`\mathrm{lse} = \log \sum_{c \in A} e^{x_c}`, the loss of
-    a position is
+    :math:`\varepsilon`, z-loss coefficient :math:`z` and :math:`\mathrm{lse} = \log \sum_{c \in A} e^{x_c}`, the loss
+    of a position is
 
     .. math:: \ell = (1-\varepsilon)\, w_y (\mathrm{lse} - x_y)
               + \frac{\varepsilon}{|A|} \sum_{c \in A} w_c (\mathrm{lse} - x_c) + z\, w_y\, \mathrm{lse}^2
 
-    times its ``sample_weight`` :math:`s`; ``'mean'`` is :math:`\sum s \ell / \sum s w_y` over what is kept. Without a mask
-    this is :func:`torch.nn.functional.cross_entropy`. It differs in one point: where nothing is kept, the loss is 0 with
-    a zero gradient instead of NaN.
+    times its ``sample_weight`` :math:`s`; ``'mean'`` is :math:`\sum s \ell / \sum s w_y` over what is kept. Without a
+    mask this is :func:`torch.nn.functional.cross_entropy`, but for one point: where nothing is kept, the loss is 0
+    with a zero gradient instead of NaN.
 
     Args:
         input: logits ``(N, C, d1, ...)``, or ``(C,)``; float32, float64, bfloat16 or float16.
@@ -121,13 +121,14 @@ def cross_entropy(
     number = _reduction_number("cross_entropy", reduction)
     ids = _id_list("cross_entropy", "ignore_index", ignore_index)
     divisor = _normalizer_tensor(normalizer, input)
+    smoothing = label_smoothing
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, class_mask, divisor):
             return bound.cross_entropy(
-                input, target, mask, number, weight, sample_weight, class_mask, divisor, ids, label_smoothing, z_loss, dim
+                input, target, mask, number, weight, sample_weight, class_mask, divisor, ids, smoothing, z_loss, dim
             )
     return torch.ops.masked_loss.cross_entropy(
-        input, target, mask, number, weight, sample_weight, class_mask, divisor, ids, label_smoothing, z_loss, dim
+        input, target, mask, number, weight, sample_weight, class_mask, divisor, ids, smoothing, z_loss, dim
     )
 
 

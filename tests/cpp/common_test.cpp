@@ -85,8 +85,8 @@ TEST(CrossEntropyFormula, GradientIsTheDerivative) {
       const auto terms = cross_entropy_gradient(row_of(example), log_sum_exp(softmax));
       for (std::size_t c = 0; c < example.logits.size(); ++c) {
         const double p = std::exp(example.logits[c] - softmax.max) / softmax.sum;
-        const double gradient = terms.probability * p - terms.smoothing * example.weights[c] -
-                                (c == example.target ? terms.target : 0.0);
+        const double gradient =
+            terms.probability * p - terms.smoothing * example.weights[c] - (c == example.target ? terms.target : 0.0);
         auto above = example, below = example;
         above.logits[c] += 1e-6;
         below.logits[c] -= 1e-6;
@@ -105,8 +105,8 @@ TEST(Rows, WalkOperandsOfDifferentStrides) {
   const auto contiguous = at::empty({3, 4, 5});
   const auto transposed = at::empty({5, 4, 3}).permute({2, 1, 0});
   const auto broadcast = at::empty({3, 1, 5});
-  const auto rows = make_rows<4>({3, 4, 5}, {row_strides(contiguous), row_strides(transposed), row_strides(broadcast),
-                                            at::DimVector()});
+  const auto rows = make_rows<4>(
+      {3, 4, 5}, {row_strides(contiguous), row_strides(transposed), row_strides(broadcast), at::DimVector()});
   ASSERT_EQ(rows.count, 60);
   std::int64_t row = 0;
   for (std::int64_t i = 0; i < 3; ++i) {

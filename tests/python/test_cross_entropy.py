@@ -159,6 +159,16 @@ def test_views_are_as_their_copies(view, dtype):
     assert_near(gradient, expected)
 
 
+def test_a_lazily_negated_view():
+    z = torch.randn(6, 5, dtype=torch.complex64)
+    x, target = z.conj().imag, torch.randint(5, (6,))  # has the bits of z.imag, and a mark that they are negated
+    assert x.is_neg()
+    loss, gradient = loss_and_gradient(cross_entropy, x, target)
+    expected = loss_and_gradient(F.cross_entropy, -z.imag.double(), target)
+    assert_near(loss, expected[0])
+    assert_near(gradient, expected[1])
+
+
 def test_channels_last_gradient():
     x = torch.randn(2, 5, 4, 3).to(memory_format=torch.channels_last).requires_grad_()
     target = torch.randint(5, (2, 4, 3))

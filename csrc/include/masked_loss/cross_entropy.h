@@ -12,10 +12,10 @@ namespace masked_loss {
 
 struct CrossEntropyOptions {
   Reduction reduction = Reduction::Mean;
-  std::optional<at::Tensor> weight;         // [C], of the classes
-  std::optional<at::Tensor> sample_weight;  // the target's rank, each size equal or 1
-  std::optional<at::Tensor> class_mask;     // [C], or the input's rank with each size equal or 1; true = allowed
-  std::optional<at::Tensor> normalizer;     // 0-d: what Mean divides by; with SequenceMean the number of sequences
+  std::optional<at::Tensor> weight = {};         // [C], of the classes
+  std::optional<at::Tensor> sample_weight = {};  // the target's rank, each size equal or 1
+  std::optional<at::Tensor> class_mask = {};     // [C], or the input's rank with each size equal or 1; true = allowed
+  std::optional<at::Tensor> normalizer = {};     // 0-d: what Mean divides by; with SequenceMean the number of sequences
   std::vector<std::int64_t> ignore_index{-100};
   double label_smoothing = 0;
   double z_loss = 0;
@@ -29,9 +29,9 @@ MASKED_LOSS_API at::Tensor cross_entropy(const at::Tensor& input, const at::Tens
                                          const CrossEntropyOptions& options = {});
 
 struct LossNormalizerOptions {
-  std::optional<at::Tensor> weight;
-  std::optional<at::Tensor> sample_weight;
-  std::optional<at::Tensor> class_mask;
+  std::optional<at::Tensor> weight = {};
+  std::optional<at::Tensor> sample_weight = {};
+  std::optional<at::Tensor> class_mask = {};
   std::vector<std::int64_t> ignore_index{-100};
   std::int64_t dim = 1;
 };

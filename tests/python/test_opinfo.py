@@ -1,0 +1,235 @@
+"""torch's own test material for the functions that ours extend: its OpInfo and ModuleInfo samples, and its errors."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from masked_loss import cross_entropy, masked_fill, masked_fill_
+from reference import assert_near, assert_same_bits
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+# Class probabilities are not taken yet. True moves their samples from the test of the error to those of the numbers.
+CLASS_PROBABILITIES = False
+
+
+# torch's test modules change global settings and take seconds to import: nobody pays who runs other tests.
+@functools.cache
+def op_info(name):
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    (info,) = (op for op in op_db if op.name == name)
+    return info
+
+
+@functools.cache
+def module_info():
+    from torch.testing._internal.common_modules import module_db
+
+    (info,) = (info for info in module_db if info.module_cls is torch.nn.CrossEntropyLoss)
+    return info
+
+
+def from_module(inputs):
+    """A call of the function that the module is a shell of."""
+    return *inputs.forward_input.args, inputs.constructor_input.kwargs
+
+
+def cross_entropy_samples(dtype, probabilities):
+    """Input, target and arguments: with weight, ignore_index, label_smoothing, every reduction, up to 4 dimensions."""
+    info = op_info("nn.functional.cross_entropy")
+    samples = [
+        (sample.input, *sample.args, sample.kwargs)
+        for _ in range(3)  # the samples are random
+        for sample in info.sample_inputs("cpu", dtype, requires_grad=True)
+    ]
+    modules = module_info().module_inputs_func(module_info(), "cpu", dtype, requires_grad=True, training=True)
+    samples += map(from_module, modules)
+    chosen = [sample for sample in samples if sample[1].is_floating_point() == probabilities]
+    assert len(chosen) > 50
+    return chosen
+
+
+def numeric_samples(dtype):
+    return cross_entropy_samples(dtype, False) + (cross_entropy_samples(dtype, True) if CLASS_PROBABILITIES else [])
+
+
+def leaf(tensor, dtype=None):
+    """The same numbers, to differentiate by; class indices as they are."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().to(dtype or tensor.dtype, copy=True).requires_grad_(tensor.requires_grad)
+
+
+def in_double(value):
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def run(function, input, target, arguments, upstream=None):
+    """The loss, the gradients of input and target, and the upstream one."""
+    loss = function(input, target, **arguments)
+    if upstream is None:
+        upstream = torch.randn_like(loss)
+    leaves = [each for each in (input, target) if each.requires_grad]
+    return loss, torch.autograd.grad(loss, leaves, upstream.to(loss.dtype)), upstream
+
+
+def expect(function, sample, expected_function, **mask):
+    """`function` on the sample is the other on the sample in float64: values and gradients."""
+    input, target, arguments = sample
+    loss, gradients, upstream = run(function, leaf(input), leaf(target), {**arguments, **mask})
+    doubles = {name: in_double(value) for name, value in arguments.items()}
+    expected, wanted, _ = run(
+        expected_function, leaf(input, torch.float64), leaf(target, torch.float64), {**doubles, **mask}, upstream
+    )
+    assert loss.dtype == input.dtype
+    # A row that is nearly certain loses digits: lse - x_y to the size of the logits, p - 1 to that of 1.
+    weight = 1.0 if arguments.get("weight") is None else arguments["weight"].abs().max().item()
+    assert_near(loss, expected, largest=weight * input.abs().max().item())
+    for ours, theirs, of in zip(gradients, wanted, (input, target), strict=False):
+        assert ours.dtype == of.dtype
+        assert_near(ours, theirs, largest=weight * upstream.abs().max().item())
+
+
+def zero_for_nothing(loss, input, targets, ignore_index=-100):
+    """The one deliberate difference: torch's mean of nothing is NaN, ours 0 with a zero gradient."""
+    kept = targets if targets.is_floating_point() else targets[targets != ignore_index]
+    return loss if len(kept) else input.sum() * 0
+
+
+def unmasked(input, target, *, reduction="mean", **arguments):
+    loss = F.cross_entropy(input, target, reduction=reduction, **arguments)
+    return loss if reduction == "none" else zero_for_nothing(loss, input, target, arguments.get("ignore_index", -100))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_without_a_mask(dtype):
+    for sample in numeric_samples(dtype):
+        expect(cross_entropy, sample, unmasked)
+
+
+def masks(shape):
+    """Random ones, one that keeps nothing, and a broadcast one."""
+    yield from (torch.rand(shape) < 0.6 for _ in range(3))
+    yield torch.zeros(shape, dtype=torch.bool)
+    yield torch.rand([size if d == 0 else 1 for d, size in enumerate(shape)]) < 0.6
+
+
+def selected(input, target, *, mask, reduction="mean", ignore_index=-100, **arguments):
+    """torch's loss of `input[mask]`, `target[mask]`; 0 where that is the mean of nothing."""
+    class_dim = min(input.dim() - 1, 1)
+    shape = [size for d, size in enumerate(input.shape) if d != class_dim]
+    mask = mask.expand(shape)
+    rows = input.movedim(class_dim, -1)[mask]
+    targets = target.movedim(class_dim, -1)[mask] if target.is_floating_point() else target[mask]
+    losses = F.cross_entropy(rows, targets, reduction=reduction, ignore_index=ignore_index, **arguments)
+    if reduction == "none":
+        return torch.zeros(shape, dtype=input.dtype).masked_scatter(mask, losses)
+    return zero_for_nothing(losses, rows, targets, ignore_index)
+
+
+def ignored(input, target, *, mask, ignore_index=-100, **arguments):
+    """torch's loss with `ignore_index` written into the target where the mask is False; its mean of nothing is NaN."""
+    return F.cross_entropy(input, target.where(mask, ignore_index), ignore_index=ignore_index, **arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masked_cross_entropy_is_that_of_what_is_kept(dtype):
+    for sample in numeric_samples(dtype):
+        input, target, arguments = sample
+        shape = input.select(min(input.dim() - 1, 1), 0).shape
+        for mask in masks(shape):
+            expect(cross_entropy, sample, selected, mask=mask)
+            kept = mask.expand(shape) & (target != arguments.get("ignore_index", -100))
+            if not target.is_floating_point() and kept.any():
+                expect(cross_entropy, sample, ignored, mask=mask)
+
+
+@pytest.mark.skipif(CLASS_PROBABILITIES, reason="class probabilities are taken")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_class_probabilities_are_refused(dtype):
+    for input, target, arguments in cross_entropy_samples(dtype, True):
+        with pytest.raises(TypeError, match=r"^cross_entropy: expected target of .*class indices"):
+            cross_entropy(input, target, **arguments)
+
+
+def test_cross_entropy_errors():
+    # OpInfo has none of its own for it today; ModuleInfo has.
+    info, errors = op_info("nn.functional.cross_entropy"), []
+    if info.error_inputs_func is not None:
+        errors += [
+            (e.sample_input.input, *e.sample_input.args, e.sample_input.kwargs) for e in info.error_inputs("cpu")
+        ]
+    modules = module_info().module_error_inputs_func(
+        module_info(), "cpu", torch.float32, requires_grad=True, training=True
+    )
+    errors += [from_module(error.module_error_input) for error in modules]
+    assert len(errors) >= 7
+    for input, target, arguments in errors:
+        with pytest.raises((TypeError, ValueError, RuntimeError), match=r"^cross_entropy: expected "):
+            cross_entropy(input, target, **arguments)
+
+
+def fill_samples(dtype, requires_grad=False):
+    samples = list(op_info("masked_fill").sample_inputs("cpu", dtype, requires_grad=requires_grad))
+    assert len(samples) >= 8
+    return [(sample.input, *sample.args) for sample in samples]
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_masked_fill_in_every_dtype():
+    dtypes = op_info("masked_fill").dtypes
+    assert len(dtypes) >= 13
+    for dtype in sorted(dtypes, key=str):
+        for input, mask, value in fill_samples(dtype):
+            expected = torch.masked_fill(input, mask, value)
+            assert_same_bits(masked_fill(input, mask, value), expected)
+            assert_same_bits(masked_fill(input, mask.long() * 2, value), expected)
+            ours = input.clone()
+            if expected.shape == input.shape:
+                assert_same_bits(masked_fill_(ours, mask, value), expected)
+            else:
+                with pytest.raises(RuntimeError, match="masked_fill_: expected mask to broadcast to input"):
+                    masked_fill_(ours, mask, value)
+
+
+def fill_gradients(function, dtype, input, mask, value, upstream=None):
+    """Of the input, of the value if that is a tensor, and the upstream one."""
+    leaves = [each.detach().to(dtype).requires_grad_() for each in (input, value) if isinstance(each, torch.Tensor)]
+    filled = function(leaves[0], mask, leaves[1] if len(leaves) == 2 else value)
+    if upstream is None:
+        upstream = torch.randn_like(filled)
+    return torch.autograd.grad(filled, leaves, upstream.to(dtype)), upstream
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.complex64, torch.complex128])
+def test_masked_fill_gradients(dtype):
+    double = torch.complex128 if dtype.is_complex else torch.float64
+    for sample in fill_samples(dtype, requires_grad=True):
+        for function in (masked_fill, masked_fill_of_a_copy):
+            if function is masked_fill_of_a_copy and sample[0].dim() < sample[1].dim():
+                continue  # the samples that broadcast their input
+            ours, upstream = fill_gradients(function, dtype, *sample)
+            expected, _ = fill_gradients(torch.masked_fill, double, *sample, upstream)
+            for a, b in zip(ours, expected, strict=True):
+                assert a.dtype == dtype
+                if dtype.is_complex:
+                    torch.testing.assert_close(a.to(double), b, rtol=1e-6, atol=1e-6)
+                else:
+                    assert_near(a, b)
+
+
+def masked_fill_of_a_copy(input, mask, value):
+    return masked_fill_(input.clone(), mask, value)
+
+
+@pytest.mark.parametrize("function", [masked_fill, masked_fill_])
+def test_masked_fill_errors(function):
+    errors = list(op_info("masked_fill").error_inputs("cpu"))
+    assert len(errors) >= 3
+    for error in errors:
+        sample = error.sample_input
+        with pytest.raises(error.error_type, match=f"^{function.__name__}: expected value "):
+            function(sample.input, *sample.args, **sample.kwargs)
