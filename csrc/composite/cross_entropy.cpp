@@ -1,13 +1,16 @@
 #include "composite/cross_entropy.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/amax.h>
 #include <ATen/ops/any.h>
+#include <ATen/ops/exp.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/gather.h>
-#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/log.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
@@ -37,6 +40,13 @@ Tensor weight_over(const Tensor& weight, std::int64_t dim, std::int64_t rank) {
 // The weights of the targets, [N, ...].
 Tensor gather_weight(const Tensor& weight, const Tensor& index) {
   return weight.gather(0, index.reshape({-1})).view_as(index);
+}
+
+// at::logsumexp, whose forward derivative cannot be differentiated again. An infinite maximum gives NaN, as torch's
+// cross entropy has it.
+Tensor log_sum_exp_over(const Tensor& logits, std::int64_t dim) {
+  const auto max = logits.detach().amax(dim, /*keepdim=*/true);
+  return (logits - max).exp().sum(dim, /*keepdim=*/true).log() + max;
 }
 
 // Sums over all but dim 0: one number a sequence, broadcastable with the rows.
@@ -109,7 +119,7 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
     logits = at::where(excluded, at::full_like(logits, -std::numeric_limits<double>::infinity()), logits);
   }
   const bool no_classes = input.sym_size(dim).sym_eq(0).guard_bool(__FILE__, __LINE__);
-  const auto lse = no_classes ? zero(keep.to(accumulation)) : at::logsumexp(logits, {dim}, /*keepdim=*/true);
+  const auto lse = no_classes ? zero(keep.to(accumulation)) : log_sum_exp_over(logits, dim);
   const Tensor weight = rows.weight ? rows.weight->to(accumulation) : Tensor();
   Tensor target_logit = no_classes ? lse : logits.gather(dim, index);
   if (allowed.defined() && !no_classes) {
@@ -186,6 +196,15 @@ Tensor check_targets(const Tensor& target, std::int64_t num_classes, const Optio
   return target.clone();
 }
 
+// In a batch of vmap's no value can be looked at: gather raises its own IndexError.
+Tensor check_targets_batched(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+                             at::IntArrayRef ignore_index) {
+  const auto rows = check_check_targets(target, num_classes, mask, ignore_index);
+  const auto plan = composite_plan(rows, Reduction::None, std::nullopt, at::kFloat);
+  at::zeros({num_classes}, plan.index.options()).gather(0, plan.index.reshape({-1}));
+  return target.clone();
+}
+
 }  // namespace
 
 // Devices without kernels of ours, and functorch's batches.
@@ -198,6 +217,7 @@ TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
   m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
   m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
+  m.impl("check_targets", check_targets_batched);
   m.impl("_cross_entropy_backward", CrossEntropyBackward::kernel<composite_cross_entropy_backward>);
 }
 

@@ -42,11 +42,15 @@ using FillTensor = Tensor(const Tensor&, const Tensor&, const Tensor&);
 using FillScalar_ = void(Tensor&, const Tensor&, const at::Scalar&);
 using FillTensor_ = void(Tensor&, const Tensor&, const Tensor&);
 
+void implement_in_place(torch::Library& m) {
+  m.impl("masked_fill_.Scalar", static_cast<FillScalar_*>(composite_masked_fill_));
+  m.impl("masked_fill_.Tensor", static_cast<FillTensor_*>(composite_masked_fill_));
+}
+
 void implement(torch::Library& m) {
   m.impl("masked_fill.Scalar", static_cast<FillScalar*>(composite_masked_fill));
   m.impl("masked_fill.Tensor", static_cast<FillTensor*>(composite_masked_fill));
-  m.impl("masked_fill_.Scalar", static_cast<FillScalar_*>(composite_masked_fill_));
-  m.impl("masked_fill_.Tensor", static_cast<FillTensor_*>(composite_masked_fill_));
+  implement_in_place(m);
 }
 
 }  // namespace
@@ -54,5 +58,11 @@ void implement(torch::Library& m) {
 TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) { implement(m); }
 
 TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) { implement(m); }
+
+// torch's fallbacks for lazily conjugated and negated tensors look for what an op has changed among its returns, and an
+// in-place op of ours has none.
+TORCH_LIBRARY_IMPL(masked_loss, Conjugate, m) { implement_in_place(m); }
+
+TORCH_LIBRARY_IMPL(masked_loss, Negative, m) { implement_in_place(m); }
 
 }  // namespace masked_loss

@@ -15,6 +15,13 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 CLASS_PROBABILITIES = False
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    """The samples are small."""
+    with threads(1):
+        yield
+
+
 # torch's test modules change global settings and take seconds to import: nobody pays who runs other tests.
 @functools.cache
 def op_info(name):
@@ -73,7 +80,8 @@ def run(function, input, target, arguments, upstream=None):
     if upstream is None:
         upstream = torch.randn_like(loss)
     leaves = [each for each in (input, target) if each.requires_grad]
-    return loss, torch.autograd.grad(loss, leaves, upstream.to(loss.dtype)), upstream
+    gradients = torch.autograd.grad(loss, leaves, upstream.to(loss.dtype), materialize_grads=True)
+    return loss, gradients, upstream
 
 
 def expect(function, sample, expected_function, **mask):
@@ -112,7 +120,7 @@ def test_cross_entropy_without_a_mask(dtype):
 
 def masks(shape):
     """Random ones, one that keeps nothing, and a broadcast one."""
-    yield from (torch.rand(shape) < 0.6 for _ in range(3))
+    yield from (torch.rand(shape) < 0.6 for _ in range(2))
     yield torch.zeros(shape, dtype=torch.bool)
     yield torch.rand([size if d == 0 else 1 for d, size in enumerate(shape)]) < 0.6
 
@@ -142,8 +150,9 @@ def test_masked_cross_entropy_is_that_of_what_is_kept(dtype):
         shape = input.select(min(input.dim() - 1, 1), 0).shape
         for mask in masks(shape):
             expect(cross_entropy, sample, selected, mask=mask)
-            kept = mask.expand(shape) & (target != arguments.get("ignore_index", -100))
-            if not target.is_floating_point() and kept.any():
+            if target.is_floating_point():
+                continue
+            if (mask & (target != arguments.get("ignore_index", -100))).any():
                 expect(cross_entropy, sample, ignored, mask=mask)
 
 

@@ -1,0 +1,235 @@
+"""The table of ops that the harness, test_composability.py, runs through everything torch can do with one.
+
+An op joins by one row: it is differentiated, batched, compiled, exported, scripted, ... with each of its samples.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import grid
+import masked_loss
+import reference
+
+T, C = 4, 5
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One row: a public function, and what the harness cannot find out about it."""
+
+    name: str
+    function: Callable[..., Tensor]
+    # The same from ATen ops, differentiable by plain autograd.
+    reference: Callable[..., Tensor]
+    # name: from the size of the batch to the arguments, new random ones each time. What requires grad is
+    # differentiated; every tensor is batched by vmap.
+    samples: dict[str, Callable[[int], Arguments]]
+    # Floating arguments that torch does not differentiate: an error if they require grad.
+    refuses_grad: tuple[str, ...] = ()
+    # An argument that is written to, which therefore needs a batch wherever another one has one.
+    written: str | None = None
+    # torch's function whose dtype it has under autocast.
+    namesake: Callable[..., Tensor] | None = None
+    module: type[nn.Module] | None = None
+    # What a bug of torch blocks, with the test in torch alone that states it.
+    blocked: dict[str, str] = field(default_factory=dict)
+    # More arguments for opcheck, which cover every pair of levels of two of them.
+    grid: Callable[[], Iterator[Arguments]] | None = None
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    return tensor.requires_grad_()
+
+
+def keep(size: int, *shape: int) -> Tensor:
+    mask = torch.rand(size, *shape) < 0.7
+    mask.view(-1)[0] = True
+    return mask
+
+
+def cross_entropy_samples() -> dict[str, Callable[[int], Arguments]]:
+    """Every reduction with options that together take every branch of the autograd kernels and of the composite."""
+
+    def batch(size: int) -> Arguments:
+        return dict(input=leaf(torch.randn(size, T, C)), target=torch.randint(3, (size, T)), dim=-1)
+
+    options = {
+        "mask": lambda size: dict(batch(size), mask=keep(size, T)),
+        "weights": lambda size: dict(
+            batch(size), mask=keep(size, 1).long(), weight=torch.rand(C), sample_weight=torch.rand(size, T) + 0.1
+        ),
+        "differentiated weights": lambda size: dict(
+            batch(size), sample_weight=leaf(torch.rand(size, 1) + 0.1), ignore_index=[1, -100], label_smoothing=0.1
+        ),
+        "inner classes": lambda size: dict(
+            batch(size),
+            input=leaf(torch.randn(size, C, T)),
+            mask=keep(size, T),
+            class_mask=torch.tensor([1, 1, 1, 0, 1]),
+            label_smoothing=0.2,
+            z_loss=0.1,
+            dim=1,
+        ),
+        "dense classes": lambda size: dict(
+            batch(size),
+            weight=torch.rand(C),
+            sample_weight=leaf(torch.rand(size, T) + 0.1),
+            class_mask=torch.rand(size, T, C) < torch.tensor([2, 2, 2, 0.5, 0.5]),
+            z_loss=0.1,
+        ),
+    }
+    number = lambda size: dict(batch(size), mask=keep(size, T), normalizer=7.5)  # noqa: E731
+    count = lambda size: dict(batch(size), mask=keep(size, T), normalizer=torch.tensor(3.0))  # noqa: E731
+
+    def reduced(sample: Callable[[int], Arguments], reduction: str) -> Callable[[int], Arguments]:
+        return lambda size: dict(sample(size), reduction=reduction)
+
+    samples = {
+        f"{reduction} {name}": reduced(sample, reduction)
+        for reduction in ("none", "mean", "sum", "sequence_mean")
+        for name, sample in options.items()
+    }
+    return {
+        **samples,
+        "mean number": reduced(number, "mean"),
+        "mean count": reduced(count, "mean"),
+        "sequence_mean count": reduced(count, "sequence_mean"),
+    }
+
+
+def cross_entropy_grid() -> Iterator[Arguments]:
+    levels = {
+        **grid.LEVELS,
+        "dtype": (torch.float32, torch.bfloat16),
+        "layout": ("N,C", "C", "B,C,T", "B,T,C"),
+        "storage": ("contiguous", "transposed", "strided"),
+        "classes": (3, 65),
+        "target": (torch.int64, torch.uint8),
+        "mask": ("none", "int8", "broadcast"),
+        "weight": ("none", "positive"),
+        "sample_weight": ("none", "full", "differentiable"),
+        "class_mask": ("none", "[C]", "dense"),
+        "ignore_index": ("default", "several"),
+        "label_smoothing": (0.0, 0.1),
+        "normalizer": ("none", "tensor"),
+        "upstream": ("any",),
+    }
+    for seed, case in enumerate(grid.covering_grid(levels)):
+        call = grid.build(case, seed)
+        yield dict(input=call.input, target=call.target, **call.arguments)
+
+
+def torch_cross_entropy(input: Tensor, target: Tensor, dim: int = 1, **_: object) -> Tensor:
+    return F.cross_entropy(input if input.dim() == 1 else input.movedim(dim, 1), target)
+
+
+def torch_masked_fill(input: Tensor, mask: Tensor, value: float | Tensor) -> Tensor:
+    return torch.masked_fill(input, mask != 0, value)
+
+
+def filled_in_place(input: Tensor, mask: Tensor, value: Union[float, Tensor]) -> Tensor:
+    return masked_loss.masked_fill_(input.clone(), mask, value)
+
+
+def loss_normalizer(target: Tensor, mask: Optional[Tensor] = None, **options: Any) -> Tensor:
+    return reference.loss_normalizer(target, C, mask, **options).float()
+
+
+def sequence_mask(lengths: Tensor, maxlen: int, padding_side: str = "right") -> Tensor:
+    kept = torch.arange(maxlen) < lengths.unsqueeze(-1)
+    return kept if padding_side == "right" else kept.flip(-1)
+
+
+def causal_mask(query_len: int, key_len: int) -> Tensor:
+    return torch.ones(query_len, key_len, dtype=torch.bool).tril()
+
+
+FILLS: dict[str, Callable[[int], Arguments]] = {
+    "number": lambda size: dict(input=leaf(torch.randn(size, T, C)), mask=keep(size, T, 1), value=2.0),
+    "integer mask": lambda size: dict(input=leaf(torch.randn(size, T)), mask=torch.randint(3, (T,)), value=-1.0),
+    "tensor": lambda size: dict(
+        input=leaf(torch.randn(size, T)), mask=keep(size, 1), value=leaf(torch.tensor(0.5) + torch.rand([]))
+    ),
+    "tensor alone": lambda size: dict(input=torch.randn(size, T), mask=keep(size, T), value=leaf(torch.rand([]))),
+}
+
+OPS = (
+    Op(
+        "cross_entropy",
+        masked_loss.cross_entropy,
+        reference.cross_entropy,
+        cross_entropy_samples(),
+        refuses_grad=("weight", "normalizer"),
+        namesake=torch_cross_entropy,
+        module=masked_loss.CrossEntropyLoss,
+        blocked={"reverse over forward": "the JVP of logsumexp writes over what it has saved: test_upstream.py"},
+        grid=cross_entropy_grid,
+    ),
+    Op(
+        "loss_normalizer",
+        masked_loss.loss_normalizer,
+        loss_normalizer,
+        {
+            "mask": lambda size: dict(target=torch.randint(C, (size, T)), mask=keep(size, T)),
+            "weights": lambda size: dict(
+                target=torch.randint(C, (size, T)),
+                weight=torch.rand(C),
+                sample_weight=torch.rand(size, 1),
+                ignore_index=[1, -100],
+            ),
+        },
+    ),
+    Op(
+        "check_targets",
+        masked_loss.check_targets,
+        lambda target, **_: target,
+        {"mask": lambda size: dict(target=torch.randint(C, (size, T)), num_classes=C, mask=keep(size, T))},
+    ),
+    Op(
+        "masked_fill",
+        masked_loss.masked_fill,
+        torch_masked_fill,
+        {
+            **FILLS,
+            "growing": lambda size: dict(
+                input=leaf(torch.randn(T, 1)), mask=keep(size, 1, C), value=leaf(torch.rand([]))
+            ),
+        },
+        namesake=torch_masked_fill,
+    ),
+    Op(
+        "masked_fill_",
+        filled_in_place,
+        torch_masked_fill,
+        FILLS,
+        written="input",
+        namesake=torch_masked_fill,
+    ),
+    Op(
+        "sequence_mask",
+        masked_loss.sequence_mask,
+        sequence_mask,
+        {
+            "right": lambda size: dict(lengths=torch.randint(T + 1, (size,)), maxlen=T),
+            "left": lambda size: dict(lengths=torch.randint(T + 1, (size, 2)), maxlen=size + 1, padding_side="left"),
+        },
+    ),
+    Op(
+        "causal_mask",
+        masked_loss.causal_mask,
+        causal_mask,
+        {"": lambda size: dict(query_len=size + 1, key_len=size + 3)},
+    ),
+    Op(
+        "mask_from_ids",
+        masked_loss.mask_from_ids,
+        lambda tokens, ids: torch.stack([tokens != i for i in ids]).all(0),
+        {"": lambda size: dict(tokens=torch.randint(C, (size, T)), ids=[0, 2])},
+    ),
+)

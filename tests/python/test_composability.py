@@ -1,0 +1,627 @@
+"""Everything torch can do with an op, with every op in the table of ops.py: each test compares numbers."""
+
+import copy
+import functools
+import inspect
+import io
+import itertools
+import pickle
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.functional import hessian, jacobian
+from torch.overrides import TorchFunctionMode
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from ops import OPS, Arguments, Op
+from reference import assert_near, assert_same_bits
+
+pytestmark = pytest.mark.filterwarnings(
+    "error:There is a performance drop",  # vmap's slow path
+    "ignore:Anomaly Detection has been enabled",
+    "ignore:Error detected in",
+    "ignore:Attempted to insert a get_attr Node",  # torch.func.linearize
+)
+
+
+class Case(NamedTuple):
+    op: Op
+    sample: str
+
+    def __str__(self):
+        return f"{self.op.name} {self.sample}".strip()
+
+    def arguments(self, dtype=torch.float64, size=3) -> Arguments:
+        """New ones at every call; `dtype` is that of the floating tensors."""
+
+        def cast(value):
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            return value.detach().to(dtype).requires_grad_(value.requires_grad)
+
+        return {name: cast(value) for name, value in self.op.samples[self.sample](size).items()}
+
+
+def tensors_of(arguments):
+    return {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+
+
+def leaves_of(arguments):
+    return {name: tensor for name, tensor in tensors_of(arguments).items() if tensor.requires_grad}
+
+
+def constants(arguments):
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+
+
+def bind(function, arguments, names):
+    """`function` of the named arguments alone."""
+    return lambda *values: function(**{**arguments, **dict(zip(names, values, strict=True))})
+
+
+EVERY = [Case(op, sample) for op in OPS for sample in op.samples]
+DIFFERENTIABLE = [case for case in EVERY if leaves_of(case.arguments())]
+# For what takes long: the first sample of each op.
+FIRST = [Case(op, next(iter(op.samples))) for op in OPS]
+LOSSES = [op for op in OPS if op.module]
+
+every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+every_loss = pytest.mark.parametrize("op", LOSSES, ids=lambda op: op.name)
+every_case = pytest.mark.parametrize("case", EVERY, ids=str)
+every_differentiable_case = pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
+
+
+def except_blocked(what):
+    """Differentiable cases; of an op that a bug of torch blocks one, which is expected to fail."""
+
+    def parameter(case):
+        reason = case.op.blocked.get(what)
+        return pytest.param(case, marks=pytest.mark.xfail(reason=reason, strict=True) if reason else ())
+
+    cases = [case for case in DIFFERENTIABLE if case in FIRST or what not in case.op.blocked]
+    return pytest.mark.parametrize("case", map(parameter, cases), ids=str)
+
+
+class Problem:
+    """A case as a function of what is differentiated, beside its reference."""
+
+    def __init__(self, case, dtype=torch.float64, curved=False):
+        arguments = case.arguments(dtype)
+        self.leaves = tuple(leaves_of(arguments).values())
+        self.function, self.reference = (
+            bind(function, constants(arguments), leaves_of(arguments))
+            for function in (case.op.function, case.op.reference)
+        )
+        if curved:  # so that what is linear in an argument has second derivatives too
+            self.function, self.reference = curve(self.function), curve(self.reference)
+        self.upstream = torch.randn_like(self.function(*self.leaves).detach())
+        self.directions = tuple(torch.randn_like(leaf) for leaf in self.leaves)
+
+    def gradients(self, function=None, **options):
+        return torch.autograd.grad((function or self.function)(*self.leaves), self.leaves, self.upstream, **options)
+
+    def second_derivatives(self, function):
+        """In the directions, from autograd twice."""
+        first = self.gradients(function, create_graph=True)
+        return torch.autograd.grad(dot(first, self.directions), self.leaves)
+
+    def duals(self):
+        return tuple(map(forward_ad.make_dual, self.leaves, self.directions))
+
+
+def curve(function):
+    return lambda *leaves: function(*(leaf * leaf for leaf in leaves))
+
+
+def negate_gradient(leaf):
+    leaf.grad.neg_()
+
+
+def dot(tensors, others):
+    return sum((a * b).sum() for a, b in zip(tensors, others, strict=True))
+
+
+class TestAutograd:
+    @every_case
+    def test_value(self, case):
+        arguments = case.arguments()
+        assert_close(case.op.function(**arguments), case.op.reference(**arguments), check_dtype=False)
+
+    @every_differentiable_case
+    def test_gradients(self, case):
+        problem = Problem(case)
+        assert_close(problem.gradients(), problem.gradients(problem.reference))
+
+    @every_differentiable_case
+    def test_gradients_of_some_arguments_only(self, case):
+        problem = Problem(case)
+        for leaf in problem.leaves:
+            outcomes = [
+                torch.autograd.grad(
+                    f(*(x if x is leaf else x.detach() for x in problem.leaves)), leaf, problem.upstream
+                )
+                for f in (problem.function, problem.reference)
+            ]
+            assert_close(*outcomes)
+
+    @every_differentiable_case
+    def test_finite_differences(self, case):
+        problem = Problem(case, curved=True)
+        every_way = dict(check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
+        assert torch.autograd.gradcheck(problem.function, problem.leaves, fast_mode=True, **every_way)
+
+    @every_differentiable_case
+    def test_finite_differences_of_gradients(self, case):
+        problem = Problem(case, curved=True)
+        ways = dict(check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(problem.function, problem.leaves, fast_mode=True, **ways)
+
+    @every_differentiable_case
+    def test_reverse_over_reverse(self, case):
+        problem = Problem(case, curved=True)
+        assert_close(problem.second_derivatives(problem.function), problem.second_derivatives(problem.reference))
+
+    @every_differentiable_case
+    def test_forward_over_reverse(self, case):
+        problem = Problem(case, curved=True)
+        with forward_ad.dual_level():
+            duals = problem.duals()
+            gradients = torch.autograd.grad(problem.function(*duals), duals, problem.upstream, create_graph=True)
+            tangents = tuple(forward_ad.unpack_dual(gradient).tangent for gradient in gradients)
+        assert_close(tangents, problem.second_derivatives(problem.reference))
+
+    @except_blocked("reverse over forward")
+    def test_reverse_over_forward(self, case):
+        problem = Problem(case, curved=True)
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(problem.function(*problem.duals())).tangent
+            gradients = torch.autograd.grad(tangent, problem.leaves, problem.upstream)
+        assert_close((tangent * problem.upstream).sum(), dot(problem.gradients(problem.reference), problem.directions))
+        assert_close(gradients, problem.second_derivatives(problem.reference))
+
+    @pytest.mark.parametrize(
+        ("case", "name"),
+        [(case, name) for case in EVERY for name in case.op.refuses_grad if name in tensors_of(case.arguments())],
+        ids=str,
+    )
+    def test_an_argument_without_a_gradient_says_so(self, case, name):
+        arguments = case.arguments()
+        arguments[name].requires_grad_()
+        with pytest.raises(RuntimeError, match=f"{case.op.name}: expected {name} .*grad"):
+            case.op.function(**arguments)
+        with torch.no_grad():
+            case.op.function(**arguments)
+
+    @every_differentiable_case
+    def test_a_kept_graph_gives_its_gradient_again(self, case):
+        problem = Problem(case)
+        result = problem.function(*problem.leaves)
+        first = torch.autograd.grad(result, problem.leaves, problem.upstream, retain_graph=True)
+        copies = [gradient.clone() for gradient in first]
+        for gradient in first:
+            gradient.mul_(7)  # whoever receives a gradient may write into it
+        for again in range(2):
+            gradients = torch.autograd.grad(result, problem.leaves, problem.upstream, retain_graph=not again)
+            for gradient, expected in zip(gradients, copies, strict=True):
+                assert_same_bits(gradient, expected)
+        with pytest.raises(RuntimeError, match="second time"):
+            torch.autograd.grad(result, problem.leaves, problem.upstream)
+
+    @every_differentiable_case
+    @pytest.mark.parametrize("create_graph", [False, True])
+    def test_batched_upstream_gradients(self, case, create_graph):
+        problem = Problem(case)
+        result = problem.function(*problem.leaves)
+        gradients = functools.partial(torch.autograd.grad, result, problem.leaves, retain_graph=True)
+        upstreams = torch.randn(3, *result.shape, dtype=result.dtype)
+        batched = gradients(upstreams, is_grads_batched=True, create_graph=create_graph)
+        one_by_one = zip(*(gradients(upstream) for upstream in upstreams), strict=True)
+        assert_close(batched, tuple(torch.stack(each) for each in one_by_one))
+
+    @every_differentiable_case
+    @pytest.mark.parametrize("use_reentrant", [False, True])
+    def test_checkpoint(self, case, use_reentrant):
+        problem = Problem(case)
+        result = checkpoint(problem.function, *problem.leaves, use_reentrant=use_reentrant)
+        assert_close(result, problem.function(*problem.leaves))
+        result.backward(problem.upstream)  # the reentrant one knows no torch.autograd.grad
+        assert_close(tuple(leaf.grad for leaf in problem.leaves), problem.gradients())
+
+    @every_differentiable_case
+    @pytest.mark.parametrize("storage", ["cpu", "packed"])
+    def test_saved_tensor_hooks(self, case, storage):
+        problem, packed = Problem(case), []
+
+        def pack(tensor):
+            packed.append(tensor)
+            return tensor.numpy(force=True).copy()
+
+        hooks = {
+            "cpu": torch.autograd.graph.save_on_cpu(),
+            "packed": torch.autograd.graph.saved_tensors_hooks(pack, torch.from_numpy),
+        }
+        with hooks[storage]:
+            result = problem.function(*problem.leaves)
+        assert packed or storage == "cpu"
+        for again in range(2):  # what is unpacked is not ours to change
+            gradients = torch.autograd.grad(result, problem.leaves, problem.upstream, retain_graph=not again)
+            assert_close(gradients, problem.gradients())
+
+    @every_differentiable_case
+    def test_hooks(self, case):
+        problem, seen = Problem(case), []
+        expected = problem.gradients()
+        leaves = [leaf.detach().clone().requires_grad_() for leaf in problem.leaves]
+        for leaf in leaves:
+            leaf.register_hook(lambda gradient: seen.append(gradient.clone()) or 2 * gradient)
+            leaf.register_post_accumulate_grad_hook(negate_gradient)
+        result = problem.function(*leaves)
+        result.register_hook(lambda gradient: 4 * gradient)
+        result.grad_fn.register_prehook(lambda gradients: tuple(g / 2 for g in gradients))
+        result.backward(problem.upstream)
+        assert_close(sorted(g.sum().item() for g in seen), sorted(2 * g.sum().item() for g in expected))
+        assert_close([leaf.grad for leaf in leaves], [-4 * gradient for gradient in expected])
+
+    @every_differentiable_case
+    def test_anomaly_mode(self, case):
+        problem = Problem(case)
+        expected = problem.gradients()
+        with torch.autograd.detect_anomaly():
+            assert_close(problem.gradients(), expected)
+            result = problem.function(*problem.leaves)
+            with pytest.raises(RuntimeError, match="returned nan values"):
+                torch.autograd.grad(result, problem.leaves, torch.full_like(result, torch.nan))
+
+    @every_differentiable_case
+    def test_a_changed_argument_is_noticed_or_does_not_matter(self, case):
+        noticed = []
+        for name in tensors_of(case.arguments()):
+            arguments = case.arguments()
+            arguments[name] = arguments[name] * 1 if arguments[name].requires_grad else arguments[name]
+            leaves = tuple(leaves_of(arguments).values())
+            result = case.op.function(**arguments)
+            upstream = torch.randn_like(result)
+            expected = torch.autograd.grad(result, leaves, upstream, retain_graph=True)
+            with torch.no_grad():
+                changed = arguments[name]
+                changed.copy_(changed.logical_not() if changed.dtype == torch.bool else changed + 1)
+            try:
+                assert_close(torch.autograd.grad(result, leaves, upstream), expected)
+            except RuntimeError as error:
+                assert "modified by an inplace operation" in str(error)
+                noticed.append(name)
+        assert noticed
+
+
+def stacked(case, times=3, **options):
+    """The tensors of several samples, with a batch dimension in front, and the rest of the arguments."""
+    each = [case.arguments(**options) for _ in range(times)]
+    tensors = {name: torch.stack([a[name].detach() for a in each]) for name in tensors_of(each[0])}
+    return tensors, constants(each[0])
+
+
+def in_dims_of(case):
+    """name: where each tensor has its batch dimension, or None where it has none."""
+    ranks = {name: tensor.dim() for name, tensor in tensors_of(case.arguments()).items()}
+    choices = {
+        "first": dict.fromkeys(ranks, 0),
+        "last": dict.fromkeys(ranks, -1),
+        "mixed": {name: (0, -1, min(1, ranks[name]))[i % 3] for i, name in enumerate(ranks)},
+    }
+    for name in ranks:
+        alone = {other: 0 if other in (name, case.op.written) else None for other in ranks}
+        choices[f"only {name}"] = alone
+    return choices
+
+
+VMAPS = [
+    pytest.param(case, dims, id=f"{case} {name}") for case in EVERY if tensors_of(case.arguments())
+    for name, dims in in_dims_of(case).items()
+]  # fmt: skip
+
+
+def every_way_to_batch(function, tensors, dims):
+    """vmap of a function, and the loop that it stands for."""
+    placed = [
+        tensor[0] if dims[name] is None else tensor.movedim(0, dims[name])
+        for name, tensor in tensors.items()
+    ]  # fmt: skip
+    in_dims = tuple(dims.values())
+    mapped = torch.vmap(function, in_dims=in_dims, randomness="different")(*placed)
+    looped = []
+    for i in range(len(next(iter(tensors.values())))):
+        one = (p if d is None else p.select(d, i) for p, d in zip(placed, in_dims, strict=True))
+        looped.append(function(*one))
+    return mapped, torch.utils._pytree.tree_map(lambda *each: torch.stack(each), *looped)
+
+
+class TestTransforms:
+    @every_differentiable_case
+    def test_first_derivatives(self, case):
+        problem = Problem(case, curved=True)
+        numbers, leaves = tuple(range(len(problem.leaves))), tuple(leaf.detach() for leaf in problem.leaves)
+        expected, value = problem.gradients(problem.reference), problem.reference(*leaves)
+
+        def weighed(*leaves):
+            return (problem.function(*leaves) * problem.upstream).sum()
+
+        assert_close(torch.func.grad(weighed, numbers)(*leaves), expected)
+        result, pull = torch.func.vjp(problem.function, *leaves)
+        assert_close(result, value)
+        assert_close(pull(problem.upstream), expected)
+        result, tangent = torch.func.jvp(problem.function, leaves, problem.directions)
+        assert_close(result, value)
+        assert_close((tangent * problem.upstream).sum(), dot(expected, problem.directions))
+        _, linear = torch.func.linearize(problem.function, *leaves)
+        assert_close(linear(*problem.directions), tangent)
+        jacobians = jacobian(problem.reference, leaves)
+        assert_close(torch.func.jacrev(problem.function, numbers)(*leaves), jacobians)
+        assert_close(torch.func.jacfwd(problem.function, numbers)(*leaves), jacobians)
+
+    @every_differentiable_case
+    def test_second_derivatives(self, case):
+        problem = Problem(case, curved=True)
+        numbers, leaves = tuple(range(len(problem.leaves))), tuple(leaf.detach() for leaf in problem.leaves)
+
+        def weighed(function):
+            return lambda *leaves: (function(*leaves) * problem.upstream).sum()
+
+        ours, expected = weighed(problem.function), hessian(weighed(problem.reference), leaves)
+        assert_close(torch.func.hessian(ours, numbers)(*leaves), expected)  # forward over reverse
+        gradient = torch.func.grad(ours, numbers)
+        assert_close(torch.func.jacrev(gradient, numbers)(*leaves), expected)
+        assert_close(torch.func.jacrev(torch.func.jacfwd(ours, numbers), numbers)(*leaves), expected)
+        assert_close(hessian(ours, leaves, vectorize=True), expected)
+
+    @pytest.mark.parametrize(("case", "dims"), VMAPS)
+    def test_vmap(self, case, dims):
+        tensors, rest = stacked(case)
+        function = bind(case.op.function, rest, tensors)
+        assert_close(*every_way_to_batch(function, tensors, dims))
+        names = list(tensors)
+        leaves = tuple(names.index(name) for name in leaves_of(case.arguments()))
+        if not leaves:
+            return
+
+        def total(*values):
+            return function(*values).square().sum()
+
+        gradient = torch.func.grad(total, leaves)
+        mapped, looped = every_way_to_batch(gradient, tensors, dims)
+        assert_close(mapped, looped)
+        # A tensor without a batch dimension has the sum of the gradients.
+        of_sum = torch.func.grad(lambda *values: torch.vmap(total, tuple(dims.values()))(*values).sum(), leaves)
+        placed = [t[0] if dims[n] is None else t.movedim(0, dims[n]) for n, t in tensors.items()]
+        for ours, each, i in zip(of_sum(*placed), looped, leaves, strict=True):
+            dim = dims[names[i]]
+            assert_close(ours, each.sum(0) if dim is None else each.movedim(0, dim))
+
+    @pytest.mark.parametrize("case", [case for case in EVERY if tensors_of(case.arguments())], ids=str)
+    def test_nested_vmap(self, case):
+        pairs = [stacked(case, 2) for _ in range(3)]
+        rest, names = pairs[0][1], list(pairs[0][0])
+        tensors = [torch.stack([pair[name] for pair, _ in pairs]) for name in names]
+        function = bind(case.op.function, rest, names)
+        nested = torch.vmap(torch.vmap(function), in_dims=1, out_dims=1)
+        looped = [[function(*(t[i, j] for t in tensors)) for j in range(2)] for i in range(3)]
+        assert_close(nested(*(t.transpose(0, 1).transpose(0, 1) for t in tensors)), stack_rows(looped))
+
+    @every_differentiable_case
+    def test_per_sample_gradients(self, case):
+        function, parameters, batch = per_sample_problem(case)
+        assert_close(torch.vmap(function, in_dims=(None, 0))(parameters, batch), looped(function, parameters, batch))
+
+
+def stack_rows(rows):
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def looped(function, parameters, batch):
+    each = [function(parameters, dict(zip(batch, one, strict=True))) for one in zip(*batch.values(), strict=True)]
+    return {name: torch.stack([gradients[name] for gradients in each]) for name in parameters}
+
+
+def per_sample_problem(case, dtype=torch.float64):
+    """The gradient of a small model's parameters, the parameters, and a batch of samples."""
+    batch, rest = stacked(case, dtype=dtype)
+    name = next(iter(leaves_of(case.arguments())))
+    shape = batch[name].shape[1:]
+    model = nn.Linear(6, max(shape.numel(), 1)).to(dtype)
+    batch["hidden"] = torch.randn(len(batch[name]), 6, dtype=dtype)
+
+    def gradient(parameters, sample):
+        def loss(parameters):
+            made = torch.func.functional_call(model, parameters, (sample["hidden"],)).view(shape)
+            tensors = {other: tensor for other, tensor in sample.items() if other != "hidden"}
+            return case.op.function(**{**rest, **tensors, name: made}).square().sum()
+
+        return torch.func.grad(loss)(parameters)
+
+    return gradient, {name: parameter.detach() for name, parameter in model.named_parameters()}, batch
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def outcome(function, arguments, upstream=None):
+    """The value, and the gradients of what requires one."""
+    result = function(**arguments)
+    leaves = tuple(leaves_of(arguments).values())
+    return (result.detach(), *(torch.autograd.grad(result, leaves, upstream) if leaves else ()))
+
+
+def upstream_of(case, arguments):
+    result = case.op.function(**arguments)
+    return torch.randn_like(result) if result.is_floating_point() else None
+
+
+def assert_compiles(case, **options):
+    arguments = case.arguments(torch.float32)
+    upstream = upstream_of(case, arguments)
+    compiled = torch.compile(case.op.function, fullgraph=True, **options)
+    assert_close(outcome(compiled, arguments, upstream), outcome(case.op.function, arguments, upstream))
+
+
+def graphs_of(case):
+    """The forward and the backward graph that a compiler is given."""
+    graphs = []
+
+    def keep(module, _):
+        graphs.append(module.graph)
+        return torch._functorch.aot_autograd.make_boxed_func(module.forward)
+
+    backend = torch._dynamo.backends.common.aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    arguments = case.arguments(torch.float32)
+    outcome(torch.compile(case.op.function, backend=backend, fullgraph=True), arguments, upstream_of(case, arguments))
+    return graphs
+
+
+def ours_in(graph):
+    """The calls of our ops, those that a higher-order op makes included."""
+    calls = [f"{node.target} {node.args}" for node in graph.nodes if node.op == "call_function"]
+    return [call for call in calls if "masked_loss" in call]
+
+
+def dynamic_shapes_of(case):
+    """The dimensions that change with the size of the batch; ints that do are dynamic too."""
+    small, large = case.arguments(size=3), case.arguments(size=5)
+
+    def of(value, other):
+        if isinstance(value, Tensor):
+            pairs = enumerate(zip(value.shape, other.shape, strict=True))
+            return {dim: torch.export.Dim.DYNAMIC for dim, (a, b) in pairs if a != b}
+        return torch.export.Dim.DYNAMIC if value != other else None
+
+    return {name: of(small[name], large[name]) for name in small}
+
+
+class Program(nn.Module):
+    def __init__(self, op: Op, constant: Arguments):
+        super().__init__()
+        self.op, self.constant = op, constant
+
+    def forward(self, arguments: Arguments) -> Tensor:
+        return self.op.function(**arguments, **self.constant)
+
+
+class TestCompiler:
+    @every_case
+    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+    def test_aot_eager(self, case, dynamic, fresh_compiler):
+        assert_compiles(case, backend="aot_eager", dynamic=dynamic)
+
+    @pytest.mark.parametrize("case", FIRST, ids=str)
+    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+    def test_inductor(self, case, dynamic, fresh_compiler):
+        assert_compiles(case, dynamic=dynamic)
+
+    @every_case
+    @pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
+    def test_another_size_is_no_other_program(self, case, dynamic, fresh_compiler):
+        compiled = torch.compile(case.op.function, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+        # Where it has not been told, the compiler learns from the second size that there are others.
+        first = 1 if dynamic else 2
+        for number, size in enumerate((3, 5, 7, 4)):
+            arguments = case.arguments(torch.float32, size)
+            upstream = upstream_of(case, arguments)
+            with torch._dynamo.config.patch(error_on_recompile=number >= first):
+                ours = outcome(compiled, arguments, upstream)
+            assert_close(ours, outcome(case.op.function, arguments, upstream))
+
+    @every_differentiable_case
+    def test_the_graphs_have_one_op_each(self, case, fresh_compiler):
+        forward, backward = graphs_of(case)
+        assert len(ours_in(forward)) == 1
+        # What fills an input that is not differentiated has no gradient but a sum.
+        assert len(ours_in(backward)) == ("input" in leaves_of(case.arguments()))
+
+    @pytest.mark.parametrize("case", [case for case in EVERY if case not in DIFFERENTIABLE], ids=str)
+    def test_nothing_is_differentiated_that_has_no_derivative(self, case):
+        assert not case.op.function(**case.arguments()).requires_grad
+
+    @every_differentiable_case
+    def test_compiled_autograd(self, case, fresh_compiler):
+        arguments = case.arguments(torch.float32)
+        upstream = upstream_of(case, arguments)
+        expected = outcome(case.op.function, arguments, upstream)
+        result = case.op.function(**arguments)
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+            result.backward(upstream)
+        assert_close(tuple(leaf.grad for leaf in leaves_of(arguments).values()), expected[1:])
+
+    @every_differentiable_case
+    @pytest.mark.parametrize("donated", [False, True])
+    def test_a_kept_graph_compiled(self, case, donated, fresh_compiler):
+        """Refused as for any op where the compiler was allowed to overwrite what is saved, right otherwise."""
+        arguments = case.arguments(torch.float32)
+        upstream = upstream_of(case, arguments)
+        expected = outcome(case.op.function, arguments, upstream)
+        leaves = tuple(leaves_of(arguments).values())
+        with torch._functorch.config.patch(donated_buffer=donated):
+            result = torch.compile(case.op.function, backend="aot_eager", fullgraph=True)(**arguments)
+            for _ in range(2):
+                try:
+                    gradients = torch.autograd.grad(result, leaves, upstream, retain_graph=True)
+                    assert_close(gradients, expected[1:])
+                except RuntimeError as error:
+                    assert donated and "donated" in str(error)
+
+    @pytest.mark.parametrize("case", [case for case in DIFFERENTIABLE if case in FIRST], ids=str)
+    def test_transforms_compiled(self, case, fresh_compiler):
+        problem = Problem(case, torch.float32, curved=True)
+        leaves = tuple(leaf.detach() for leaf in problem.leaves)
+
+        def weighed(*leaves):
+            return (problem.function(*leaves) * problem.upstream).sum()
+
+        transformed = {
+            "grad": torch.func.grad(weighed),
+            "vjp": lambda *leaves: torch.func.vjp(problem.function, *leaves)[1](problem.upstream),
+            "jvp": lambda *leaves: torch.func.jvp(problem.function, leaves, problem.directions),
+            "jacrev": torch.func.jacrev(problem.function),
+            "jacfwd": torch.func.jacfwd(problem.function),
+            "hessian": torch.func.hessian(weighed),
+        }
+        for function in transformed.values():
+            compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+            assert_close(compiled(*leaves), function(*leaves))
+
+    @pytest.mark.parametrize("case", [case for case in FIRST if tensors_of(case.arguments())], ids=str)
+    def test_vmap_compiled(self, case, fresh_compiler):
+        tensors, rest = stacked(case, dtype=torch.float32)
+        function = torch.vmap(bind(case.op.function, rest, tensors))
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+        assert_close(compiled(*tensors.values()), function(*tensors.values()))
+
+    @pytest.mark.parametrize("case", [case for case in DIFFERENTIABLE if case in FIRST], ids=str)
+    def test_per_sample_gradients_compiled(self, case, fresh_compiler):
+        function, parameters, batch = per_sample_problem(case, torch.float32)
+        compiled = torch.compile(torch.vmap(function, in_dims=(None, 0)), backend="aot_eager", fullgraph=True)
+        assert_close(compiled(parameters, batch), looped(function, parameters, batch))
+
+    @every_case
+    def test_export(self, case, tmp_path):
+        shapes = dynamic_shapes_of(case)
+
+        def split(arguments):
+            given = {name: arguments[name] for name in shapes if shapes[name] is not None}
+            return given, {name: value for name, value in arguments.items() if name not in given}
+
+        given, constant = split(constants(case.arguments(torch.float32)))
+        program = torch.export.export(
+            Program(case.op, constant), (given,), dynamic_shapes=({name: shapes[name] for name in given},)
+        )
+        torch.export.save(program, tmp_path / "program.pt2")
+        loaded = torch.export.load(tmp_path / "program.pt2").module()
+        for size in (3, 5, 8):
+            given, _ = split(constants(case.arguments(torch.float32, size)))
+            assert_same_bits(loaded(given), case.op.function(**given, **constant))

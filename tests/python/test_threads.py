@@ -1,0 +1,206 @@
+"""Many Python threads at once: each gets the numbers that one alone gets, and none waits for another's kernel."""
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import masked_loss
+from grid import LEVELS, build, covering_grid, run
+from reference import assert_same_bits
+
+THREADS = 8
+
+
+def at_once(work):
+    """What `work(thread)` returns in each of the threads, which start together."""
+    barrier = threading.Barrier(THREADS)
+
+    def start(thread):
+        # Of a Python thread its own: results do not depend on it.
+        torch.set_num_threads(1 + thread % 2)
+        barrier.wait()
+        return work(thread)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(start, range(THREADS)))
+
+
+def assert_same_results(actual, expected):
+    for ours, single in zip(actual, expected, strict=True):
+        for a, b in zip(ours, single, strict=True):
+            assert_same_bits(a, b)
+
+
+def cross_entropy_results(call):
+    loss, gradients = run(masked_loss.cross_entropy, call)
+    return loss, *gradients
+
+
+def test_cross_entropy_on_shared_tensors():
+    # Every dtype, layout and argument, and a batch that is cut into many pieces.
+    calls = [build(case, seed) for seed, case in enumerate(covering_grid(LEVELS)[:40])]
+    large = dict(zip(LEVELS, (levels[0] for levels in LEVELS.values()), strict=True))
+    calls += [build({**large, "classes": 5000}, 0)._replace(input=torch.randn(500, 300, requires_grad=True))]
+    calls[-1] = calls[-1]._replace(target=torch.randint(300, (500,)))
+    expected = [cross_entropy_results(call) for call in calls]
+
+    def work(thread):
+        order = random.Random(thread).sample(range(len(calls)), len(calls))
+        results = {i: cross_entropy_results(calls[i]) for i in order}
+        return [results[i] for i in range(len(calls))]
+
+    for results in at_once(work):
+        assert_same_results(results, expected)
+
+
+def test_training_steps_on_tensors_of_their_own():
+    def work(seed):
+        """Everything else, and gradients that add up over a graph that is kept."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(64, 33, generator=generator).requires_grad_()
+        target = torch.randint(33, (64,), generator=generator)
+        mask = masked_loss.sequence_mask(torch.randint(9, (8,), generator=generator), 8).reshape(64)
+        value = torch.tensor(0.5, requires_grad=True)
+        results = []
+        for reduction in ("mean", "none", "sum") * 5:
+            filled = masked_loss.masked_fill(x * 2, ~mask[:, None], value)
+            masked_loss.masked_fill_(filled, torch.arange(33) == 5, value)
+            normalizer = masked_loss.loss_normalizer(target, mask) if reduction == "mean" else None
+            loss = masked_loss.cross_entropy(filled, target, mask, reduction=reduction, normalizer=normalizer).sum()
+            loss.backward(retain_graph=True)
+            loss.backward()
+            results.append((loss.detach(), x.grad.clone(), value.grad.clone()))
+        return results
+
+    expected = [work(thread) for thread in range(THREADS)]
+    for actual, single in zip(at_once(work), expected, strict=True):
+        assert_same_results(actual, single)
+
+
+FIRST_CALLS = """
+import threading, masked_loss, torch
+x, target = torch.randn(50, 70), torch.randint(70, (50,))
+barrier, results = threading.Barrier(8), []
+def work():
+    leaf = x.clone().requires_grad_()
+    barrier.wait()
+    loss = masked_loss.cross_entropy(leaf, target, target > 20)
+    loss.backward()
+    results.append(torch.cat([leaf.grad.flatten(), loss.detach().reshape(1)]))
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+barrier = threading.Barrier(1)
+work()
+assert len(results) == 9 and results[-1][-1] > 1
+assert all(result.equal(results[-1]) for result in results)
+"""
+
+
+def test_first_calls_of_a_process():
+    # What is set up once (a kernel's instruction set, an op's handle) is set up under contention.
+    result = subprocess.run([sys.executable, "-c", FIRST_CALLS], capture_output=True, encoding="utf-8", timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def ticks_during(call):
+    """How often another Python thread has its turn while `call` runs; it asks for one every millisecond.
+
+    Python itself would make a thread give up the GIL after the switch interval: that is made longer than any call.
+    """
+    ticks, stop = 0, False
+
+    def count():
+        nonlocal ticks
+        while not stop:
+            ticks += 1
+            time.sleep(0.001)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=count)
+    sys.setswitchinterval(1000)
+    try:
+        thread.start()
+        before = ticks
+        call()
+        return ticks - before
+    finally:
+        stop = True
+        sys.setswitchinterval(interval)
+        thread.join()
+
+
+# One call that takes a good part of a second: expanded tensors take no memory.
+def long_rows():
+    return torch.randn(1, 5000).expand(60_000, 5000), torch.zeros(1, dtype=torch.int64).expand(60_000)
+
+
+def long_cross_entropy():
+    x, target = long_rows()
+    return lambda: masked_loss.cross_entropy(x, target)
+
+
+def long_op():
+    x, target = long_rows()
+    return lambda: torch.ops.masked_loss.cross_entropy(x, target)
+
+
+def long_backward():
+    leaf = torch.randn(8000, 4000, requires_grad=True)
+    loss = masked_loss.cross_entropy(leaf, torch.zeros(8000, dtype=torch.int64), reduction="none")
+    upstream = torch.rand(8000)
+    return lambda: torch.autograd.grad(loss, leaf, upstream, retain_graph=True)
+
+
+def long_loss_normalizer():
+    target = torch.ones(1, dtype=torch.uint8).expand(10**8)
+    return lambda: masked_loss.loss_normalizer(target)
+
+
+def long_check_targets():
+    target = torch.ones(1, dtype=torch.uint8).expand(10**8)
+    return lambda: masked_loss.check_targets(target, 2)
+
+
+def long_masked_fill():
+    x, mask = torch.zeros(1, dtype=torch.uint8).expand(10**4, 10**4), torch.rand(10**4, 1) < 0.5
+    return lambda: masked_loss.masked_fill(x, mask, 1)
+
+
+def long_masked_fill_():
+    x, mask = torch.zeros(10**4, 10**4, dtype=torch.uint8), torch.rand(10**4, 1) < 0.5
+    return lambda: masked_loss.masked_fill_(x.t(), mask, 1)
+
+
+@pytest.mark.parametrize(
+    "long",
+    [
+        long_cross_entropy,
+        long_op,
+        long_backward,
+        long_loss_normalizer,
+        long_check_targets,
+        long_masked_fill,
+        long_masked_fill_,
+    ],
+)
+def test_other_threads_run_during_a_call(long, threads):
+    with threads(1):
+        call = long()
+        start = time.perf_counter()
+        call()
+        t = time.perf_counter() - start
+        print(long.__name__, t, ticks_during(call))
+        # A busy machine may leave the other thread without its turn, but not each time.
+        assert any(ticks_during(call) >= 5 for _ in range(5))
+
+
+def test_that_test():
+    """A call that keeps the GIL shows no tick."""
+    assert ticks_during(lambda: sum(range(3_000_000))) == 0
