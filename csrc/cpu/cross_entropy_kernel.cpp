@@ -50,14 +50,20 @@ A max_of(const A* x, std::int64_t n) {
   return max;
 }
 
-// Σ exp(x - max); with Store, each of them goes to `out`.
+// Σ exp(x - max); with Store, each of them goes to `out`. `ahead` is what is read next, of `step` bytes for each vector
+// here: it is fetched while the exponentials keep the core busy.
 template <bool Store, class A>
-A exp_sum(const A* x, A* out, std::int64_t n, A max) {
+A exp_sum(const A* x, A* out, std::int64_t n, A max, const void* ahead = nullptr, int step = 0) {
+  const char* next = static_cast<const char*>(ahead);
   using V = Vectorized<A>;
   const V shift(max);
   V sum0(0), sum1(0);
   std::int64_t i = 0;
   for (; i + 2 * V::size() <= n; i += 2 * V::size()) {
+    if (next != nullptr) {
+      for (int fetched = 0; fetched < 2 * step; fetched += 64) __builtin_prefetch(next + fetched);
+      next += 2 * step;
+    }
     const V e0 = fast_exp(V::loadu(x + i) - shift), e1 = fast_exp(V::loadu(x + i + V::size()) - shift);
     if constexpr (Store) {
       e0.store(out + i);
@@ -233,7 +239,10 @@ class RowKernel {
       if (work_.label_smoothing != 0) {
         add_smoothing(smoothing, block, weights(i), block_allowed, n, max);
       }
-      const A sum = kept == nullptr ? exp_sum<false>(block, kept, n, max) : exp_sum<true>(block, kept, n, max);
+      constexpr int step = Vectorized<A>::size() * sizeof(T);
+      const T* ahead = x + i + kBlock;
+      const A sum = kept == nullptr ? exp_sum<false>(block, kept, n, max, ahead, step)
+                                    : exp_sum<true>(block, kept, n, max, ahead, step);
       maxima_[b] = max;
       softmax = merge(softmax, {max, sum});
     }

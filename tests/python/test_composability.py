@@ -84,7 +84,7 @@ def except_blocked(what):
         return pytest.param(case, marks=pytest.mark.xfail(reason=reason, strict=True) if reason else ())
 
     cases = [case for case in DIFFERENTIABLE if case in FIRST or what not in case.op.blocked]
-    return pytest.mark.parametrize("case", map(parameter, cases), ids=str)
+    return pytest.mark.parametrize("case", [parameter(case) for case in cases], ids=str)
 
 
 class Problem:
