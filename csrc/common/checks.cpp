@@ -50,12 +50,16 @@ void check_classes(const char* op, const char* name, const Tensor& tensor, const
                   "], the number of classes, got [", tensor.sym_size(0), "]");
 }
 
-void check_rows(const RowArguments& rows, c10::SymIntArrayRef input_sizes) {
-  const auto* op = rows.op;
-  check_layout(op, "target", rows.target);
-  const auto type = rows.target.scalar_type();
+void check_target(const char* op, const Tensor& target) {
+  check_layout(op, "target", target);
+  const auto type = target.scalar_type();
   TORCH_CHECK_TYPE(type == at::kLong || type == at::kInt || type == at::kByte, op,
                    ": expected target of dtype int64, int32 or uint8 (class indices), got ", type);
+}
+
+void check_rows(const RowArguments& rows, c10::SymIntArrayRef input_sizes) {
+  const auto* op = rows.op;
+  check_target(op, rows.target);
   const auto sizes = rows.target.sym_sizes();
   if (rows.mask) {
     check_beside(op, "mask", *rows.mask, "target", rows.target);
@@ -117,6 +121,7 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
   const auto dim = class_dim(op, options.dim, input.dim());
   const auto sizes = input.sym_sizes();
   check_beside(op, "target", target, "input", input);
+  check_target(op, target);  // before its shape: class probabilities have the input's
   const auto rows = without(sizes, dim);
   const auto target_sizes = target.sym_sizes();
   TORCH_CHECK(target_sizes.size() == rows.size(), op, ": expected target of shape ", c10::SymIntArrayRef(rows),

@@ -6,6 +6,7 @@
 #include <ATen/cpu/vec/vec.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace masked_loss::cpu::CPU_CAPABILITY {
 namespace {
@@ -32,6 +33,15 @@ A sum_lanes(Vectorized<A> v) {
 }
 
 template <class A>
+A max_lanes(Vectorized<A> v) {
+  A lanes[Vectorized<A>::size()];
+  v.store(lanes);
+  A max = lanes[0];
+  for (const A lane : lanes) max = max_or_nan(max, lane);
+  return max;
+}
+
+template <class A>
 A max_of(const A* x, std::int64_t n) {
   using V = Vectorized<A>;
   constexpr auto lowest = std::numeric_limits<A>::lowest();
@@ -41,13 +51,24 @@ A max_of(const A* x, std::int64_t n) {
     max0 = at::vec::maximum(max0, V::loadu(x + i));
     max1 = at::vec::maximum(max1, V::loadu(x + i + V::size()));
   }
-  max0 = at::vec::maximum(max0, max1);
-  A lanes[V::size()];
-  max0.store(lanes);
-  A max = lowest;
-  for (const A lane : lanes) max = max_or_nan(max, lane);
+  A max = max_lanes(at::vec::maximum(max0, max1));
   for (; i < n; ++i) max = max_or_nan(max, x[i]);
   return max;
+}
+
+// Half types as float in `stage`; take(low, high) sees whole vectors. Returns how many elements it has seen.
+template <class T, class Take>
+std::int64_t load_converted(const T* x, std::int64_t n, float* stage, const Take& take) {
+  using V = Vectorized<T>;
+  std::int64_t done = 0;
+  for (; done + V::size() <= n; done += V::size()) {
+    const auto [low, high] = at::vec::convert_to_float<T>(V::loadu(x + done));
+    low.store(stage + done);
+    high.store(stage + done + Vectorized<float>::size());
+    take(low, high);
+  }
+  for (auto i = done; i < n; ++i) stage[i] = static_cast<float>(x[i]);
+  return done;
 }
 
 // Σ exp(x - max); with Store, each of them goes to `out`. `ahead` is what is read next, of `step` bytes for each vector
@@ -89,19 +110,31 @@ const A* load_block(const T* x, const bool* allowed, std::int64_t n, A* stage) {
     if (allowed == nullptr) return x;
     for (std::int64_t i = 0; i < n; ++i) stage[i] = allowed[i] ? x[i] : minus_infinity;
   } else {
-    using V = Vectorized<T>;
-    std::int64_t i = 0;
-    for (; i + V::size() <= n; i += V::size()) {
-      const auto [low, high] = at::vec::convert_to_float<T>(V::loadu(x + i));
-      low.store(stage + i);
-      high.store(stage + i + Vectorized<A>::size());
-    }
-    for (; i < n; ++i) stage[i] = static_cast<A>(x[i]);
+    load_converted(x, n, stage, [](auto, auto) {});
     if (allowed != nullptr) {
-      for (i = 0; i < n; ++i) stage[i] = allowed[i] ? stage[i] : minus_infinity;
+      for (std::int64_t i = 0; i < n; ++i) stage[i] = allowed[i] ? stage[i] : minus_infinity;
     }
   }
   return stage;
+}
+
+// The same, and its maximum; half types are converted and compared in one pass.
+template <class T, class A>
+std::pair<const A*, A> load_block_max(const T* x, const bool* allowed, std::int64_t n, A* stage) {
+  if constexpr (!std::is_same_v<T, A>) {
+    if (allowed == nullptr) {
+      using V = Vectorized<A>;
+      constexpr auto lowest = std::numeric_limits<A>::lowest();
+      V max0(lowest), max1(lowest);
+      const auto done = load_converted(x, n, stage, [&](V low, V high) {
+        max0 = at::vec::maximum(max0, low);
+        max1 = at::vec::maximum(max1, high);
+      });
+      return {stage, max_or_nan(max_lanes(at::vec::maximum(max0, max1)), max_of(stage + done, n - done))};
+    }
+  }
+  const A* block = load_block(x, allowed, n, stage);
+  return {block, max_of(block, n)};
 }
 
 template <class T, class A>
@@ -146,18 +179,37 @@ void add_smoothing(Smoothing& smoothing, const A* x, const A* weight, const bool
   smoothing.classes += classes;
 }
 
-// exponential * scale - smoothing * w_c in place; exactly +0 at masked classes.
-template <class A>
-void scale_block(A* x, std::int64_t n, A scale, A smoothing, const A* weight, const bool* allowed) {
+// The gradient, exponential * scale - smoothing * w_c; exactly +0 at masked classes. `out` may be `exponentials`.
+template <class T, class A>
+void finish_block(T* out, const A* exponentials, std::int64_t n, A scale, A smoothing, const A* weight,
+                  const bool* allowed) {
+  using V = Vectorized<A>;
+  const auto for_all = [&](const auto& gradient) {
+    std::int64_t i = 0;
+    for (; i + 2 * V::size() <= n; i += 2 * V::size()) {
+      const V low = gradient(V::loadu(exponentials + i), i);
+      const V high = gradient(V::loadu(exponentials + i + V::size()), i + V::size());
+      if constexpr (std::is_same_v<T, A>) {
+        low.store(out + i);
+        high.store(out + i + V::size());
+      } else {
+        at::vec::convert_from_float<T>(low, high).store(out + i);
+      }
+    }
+    for (; i < n; ++i) {
+      out[i] = static_cast<T>(exponentials[i] * scale - smoothing * (weight == nullptr ? A(1) : weight[i]));
+    }
+  };
+  const V scales(scale), smoothings(smoothing);
   if (smoothing == 0) {
-    for (std::int64_t i = 0; i < n; ++i) x[i] *= scale;
+    for_all([&](V e, std::int64_t) { return e * scales; });
   } else if (weight == nullptr) {
-    for (std::int64_t i = 0; i < n; ++i) x[i] = x[i] * scale - smoothing;
+    for_all([&](V e, std::int64_t) { return e * scales - smoothings; });
   } else {
-    for (std::int64_t i = 0; i < n; ++i) x[i] = x[i] * scale - smoothing * weight[i];
+    for_all([&](V e, std::int64_t i) { return e * scales - smoothings * V::loadu(weight + i); });
   }
   if (allowed != nullptr) {
-    for (std::int64_t i = 0; i < n; ++i) x[i] = allowed[i] ? x[i] : A(0);
+    for (std::int64_t i = 0; i < n; ++i) out[i] = allowed[i] ? out[i] : T(0);
   }
 }
 
@@ -234,8 +286,7 @@ class RowKernel {
       const auto n = std::min(kBlock, work_.classes - i);
       const bool* block_allowed = allowed == nullptr ? nullptr : allowed + i;
       A* kept = exponentials == nullptr ? nullptr : exponentials + i;
-      const A* block = load_block(x + i, block_allowed, n, kept == nullptr ? stage_ : kept);
-      const A max = max_of(block, n);
+      const auto [block, max] = load_block_max(x + i, block_allowed, n, kept == nullptr ? stage_ : kept);
       if (work_.label_smoothing != 0) {
         add_smoothing(smoothing, block, weights(i), block_allowed, n, max);
       }
@@ -254,8 +305,8 @@ class RowKernel {
     for (std::int64_t b = 0, i = 0; i < work_.classes; ++b, i += kBlock) {
       const auto n = std::min(kBlock, work_.classes - i);
       const A scale = terms.probability * (std::exp(maxima_[b] - softmax.max) / softmax.sum);
-      scale_block(exponentials + i, n, scale, terms.smoothing, weights(i), allowed == nullptr ? nullptr : allowed + i);
-      store_block(gradient + i, exponentials + i, n);
+      finish_block(gradient + i, exponentials + i, n, scale, terms.smoothing, weights(i),
+                   allowed == nullptr ? nullptr : allowed + i);
     }
   }
 
@@ -265,8 +316,7 @@ class RowKernel {
       const bool* block_allowed = allowed == nullptr ? nullptr : allowed + i;
       const A* block = load_block(x + i, block_allowed, n, stage_);
       exp_sum<true>(block, stage_, n, lse);
-      scale_block(stage_, n, terms.probability, terms.smoothing, weights(i), block_allowed);
-      store_block(gradient + i, stage_, n);
+      finish_block(gradient + i, stage_, n, terms.probability, terms.smoothing, weights(i), block_allowed);
     }
   }
 

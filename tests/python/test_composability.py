@@ -1,5 +1,6 @@
 """Everything torch can do with an op, with every op in the table of ops.py: each test compares numbers."""
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -11,11 +12,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.autograd.functional import hessian, jacobian
 from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from ops import OPS, Arguments, Op
@@ -175,7 +178,7 @@ class TestAutograd:
             tangents = tuple(forward_ad.unpack_dual(gradient).tangent for gradient in gradients)
         assert_close(tangents, problem.second_derivatives(problem.reference))
 
-    @except_blocked("reverse over forward")
+    @every_differentiable_case
     def test_reverse_over_forward(self, case):
         problem = Problem(case, curved=True)
         with forward_ad.dual_level():
@@ -337,7 +340,7 @@ def every_way_to_batch(function, tensors, dims):
     for i in range(len(next(iter(tensors.values())))):
         one = (p if d is None else p.select(d, i) for p, d in zip(placed, in_dims, strict=True))
         looped.append(function(*one))
-    return mapped, torch.utils._pytree.tree_map(lambda *each: torch.stack(each), *looped)
+    return mapped, tree_map(lambda *each: torch.stack(each), *looped)
 
 
 class TestTransforms:
@@ -548,7 +551,7 @@ class TestCompiler:
     def test_nothing_is_differentiated_that_has_no_derivative(self, case):
         assert not case.op.function(**case.arguments()).requires_grad
 
-    @every_differentiable_case
+    @except_blocked("compiled autograd")
     def test_compiled_autograd(self, case, fresh_compiler):
         arguments = case.arguments(torch.float32)
         upstream = upstream_of(case, arguments)
@@ -625,3 +628,146 @@ class TestCompiler:
         for size in (3, 5, 8):
             given, _ = split(constants(case.arguments(torch.float32, size)))
             assert_same_bits(loaded(given), case.op.function(**given, **constant))
+
+
+def ours(op, args, kwargs):
+    """The overload of ours that is called, or None."""
+    if isinstance(op, torch._ops.OpOverloadPacket) and op._qualified_op_name.startswith("masked_loss::"):
+        op = getattr(op, torch._C._jit_resolve_packet(op._qualified_op_name, *args, **kwargs) or "default")
+    return op if isinstance(op, torch._ops.OpOverload) and op.namespace == "masked_loss" else None
+
+
+class PublicCalls(TorchFunctionMode):
+    """Calls above autograd, as (overload, arguments, keyword arguments)."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if op := ours(function, args, kwargs or {}):
+
+            def fresh(tensor):
+                leaf = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+                return leaf * 1 if leaf.requires_grad and op._schema.is_mutable else leaf
+
+            self.calls.append((op, *tree_map_only(Tensor, fresh, (args, kwargs or {}))))
+        return function(*args, **(kwargs or {}))
+
+
+class InnerCalls(TorchDispatchMode):
+    """Calls below autograd."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if op := ours(function, args, kwargs or {}):
+            self.calls.append((op, *tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs or {}))))
+        return function(*args, **(kwargs or {}))
+
+
+def calls_of(op, arguments):
+    """What one forward and backward pass calls, public op and inner ones."""
+    calls = []
+    with PublicCalls(calls), InnerCalls(calls):
+        result = op.function(**arguments)
+        if result.requires_grad:
+            result.backward(torch.ones_like(result))
+    return calls
+
+
+def name_of(value):
+    return str(value).removeprefix("masked_loss.")
+
+
+class TestOps:
+    @every_case
+    def test_opcheck(self, case):
+        for op, args, kwargs in calls_of(case.op, case.arguments(torch.float32)):
+            torch.library.opcheck(op, args, kwargs)
+
+    @pytest.mark.parametrize("op", [op for op in OPS if op.grid], ids=lambda op: op.name)
+    def test_opcheck_over_pairs_of_arguments(self, op):
+        for arguments in op.grid():
+            for overload, args, kwargs in calls_of(op, arguments):
+                torch.library.opcheck(overload, args, kwargs)
+
+    def test_every_op_is_in_the_table(self):
+        called = {call[0].name() for case in EVERY for call in calls_of(case.op, case.arguments())}
+        schemas = torch._C._jit_get_all_schemas()
+        names = {f"{schema.name}.{schema.overload_name}".rstrip(".") for schema in schemas}
+        assert called == {name for name in names if name.startswith("masked_loss::")}
+
+    @every_case
+    @pytest.mark.parametrize("kind", ["meta", "fake"])
+    def test_without_memory(self, case, kind):
+        """Shapes, dtypes and strides of the results and of the gradients, from tensors without data."""
+        arguments = case.arguments(torch.float32)
+        upstream = upstream_of(case, arguments)
+        mode = FakeTensorMode()
+
+        def move(tensor):
+            if kind == "fake":
+                return mode.from_tensor(tensor)
+            return tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+
+        def layout(tensors):
+            return [(tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad) for tensor in tensors]
+
+        expected = outcome(case.op.function, arguments, upstream)
+        given, upstream = tree_map_only(Tensor, move, (arguments, upstream))
+        if not tensors_of(arguments):
+            given["device"] = "meta"
+        with mode if kind == "fake" else contextlib.nullcontext():
+            results = outcome(case.op.function, given, upstream)
+        assert all(result.device.type == "meta" or isinstance(result, FakeTensor) for result in results)
+        assert layout(results) == layout(expected)
+
+
+AUTOCAST = [case for case in DIFFERENTIABLE if case.op.namesake]
+
+
+def autocast_paths(case, arguments):
+    """name: a function of no argument that gives the result by another way through the library."""
+    function, names = case.op.function, leaves_of(arguments)
+    bound, leaves = bind(function, constants(arguments), names), tuple(names.values())
+    detached = tuple(leaf.detach() for leaf in leaves)
+
+    def dual():
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(bound(*(forward_ad.make_dual(x, torch.ones_like(x)) for x in detached)))
+
+    def compiled(*leaves):
+        return torch.compile(bound, backend="aot_eager", fullgraph=True)(*leaves)
+
+    def mapped(*leaves):
+        return torch.vmap(bound)(*(leaf.unsqueeze(0) for leaf in leaves)).squeeze(0)
+
+    return {
+        "no graph": lambda: bound(*detached),
+        "graph": lambda: bound(*leaves),
+        "forward AD": lambda: dual().primal,
+        "tangent": lambda: dual().tangent,
+        "vjp": lambda: torch.func.vjp(bound, *detached)[0],
+        "jvp": lambda: torch.func.jvp(bound, detached, detached)[0],
+        "jvp's tangent": lambda: torch.func.jvp(bound, detached, detached)[1],
+        "vmap": lambda: mapped(*detached),
+        "vmap with a graph": lambda: mapped(*leaves),
+        "compiled": lambda: compiled(*detached),
+        "compiled with a graph": lambda: compiled(*leaves),
+        "compiled vmap": lambda: torch.compile(mapped, backend="aot_eager", fullgraph=True)(*detached),
+    }
+
+
+class TestAutocast:
+    @pytest.mark.parametrize("case", AUTOCAST, ids=str)
+    @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=name_of)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=name_of)
+    def test_every_path_has_torchs_dtype(self, case, dtype, half, fresh_compiler):
+        arguments = case.arguments(dtype)
+        with torch.autocast("cpu", dtype=half):
+            expected = case.op.namesake(**constants(arguments)).dtype
+            results = {name: path() for name, path in autocast_paths(case, arguments).items()}
+        assert {name: result.dtype for name, result in results.items()} == dict.fromkeys(results, expected)

@@ -143,7 +143,7 @@ def work(process, folder):
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # nothing writes into it
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting-point", rank=process, world_size=2, timeout=timedelta(minutes=2)
+        "gloo", init_method=f"file://{folder}/meeting-point", rank=process, world_size=2, timeout=timedelta(minutes=5)
     )
     results = {"counts": counts(process)}
     for kind in ("DDP", "FSDP2", "summed"):
