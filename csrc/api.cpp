@@ -15,9 +15,7 @@ Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const L
 
 Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
                      at::IntArrayRef ignore_index) {
-  static const auto op = find_op<Tensor(const Tensor&, std::int64_t, const OptionalTensor&, at::IntArrayRef)>(
-      "masked_loss::check_targets");
-  return op.call(target, num_classes, mask, ignore_index);
+  return call_check_targets(target, num_classes, mask, ignore_index);
 }
 
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& value) {

@@ -14,18 +14,19 @@ TORCH_LIBRARY(masked_loss, m) {
   def("cross_entropy(" + cross_entropy + ") -> Tensor");
   def("_cross_entropy_forward(" + cross_entropy + ") -> (Tensor, Tensor)");
   def("_cross_entropy_forward_grad(" + cross_entropy + ") -> (Tensor, Tensor)");
-  def("_cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor log_sum_exp, Tensor? mask=None, " +
+  def("_cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor softmax, Tensor? mask=None, " +
       std::string(kCrossEntropyArguments) + ") -> Tensor");
   def("loss_normalizer(Tensor target, Tensor? mask=None, " + std::string(kLossNormalizerArguments) + ") -> Tensor");
-  def("check_targets(Tensor target, int num_classes, Tensor? mask=None, int[1] ignore_index=-100) -> Tensor");
+  def("check_targets(Tensor target, SymInt num_classes, Tensor? mask=None, int[1] ignore_index=-100) -> Tensor");
 
   // Multiplies a gradient that was made in the forward pass by the upstream one; zeros stay +0.0 whatever it is.
   def("_scale_gradient_(Tensor(a!) gradient, Tensor grad) -> ()");
 
-  def("masked_fill.Scalar(Tensor input, Tensor mask, Scalar value) -> Tensor");
+  // Overloads are tried in this order, and a tensor of one element would pass for a number.
   def("masked_fill.Tensor(Tensor input, Tensor mask, Tensor value) -> Tensor");
-  def("masked_fill_.Scalar(Tensor(a!) input, Tensor mask, Scalar value) -> ()");
+  def("masked_fill.Scalar(Tensor input, Tensor mask, Scalar value) -> Tensor");
   def("masked_fill_.Tensor(Tensor(a!) input, Tensor mask, Tensor value) -> ()");
+  def("masked_fill_.Scalar(Tensor(a!) input, Tensor mask, Scalar value) -> ()");
 
   def("sequence_mask(Tensor lengths, SymInt maxlen, str padding_side='right') -> Tensor");
   def("causal_mask(SymInt query_len, SymInt? key_len=None, Device? device=None) -> Tensor");

@@ -1,3 +1,4 @@
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/TensorOperators.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -41,7 +42,7 @@ class SavedCall {
                .dim = ctx->saved_data["dim"].toInt()};
   }
 
-  Tensor& result() { return tensors_[0]; }  // the log-sum-exp or the gradient
+  Tensor& result() { return tensors_[0]; }  // the gradient or the softmax
   const Tensor& input() const { return tensors_[1]; }
   const Tensor& target() const { return tensors_[2]; }
   OptionalTensor mask() const { return optional(3); }
@@ -61,11 +62,11 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                         const CrossEntropyOptions& options) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    // A scalar's gradient is made while each row is at hand; the losses of 'none' wait for theirs.
-    auto [loss, result] = options.reduction == Reduction::None
-                              ? call<CrossEntropyForward>(input, target, mask, options)
-                              : call<CrossEntropyForwardGrad>(input, target, mask, options);
+    auto [loss, result] = makes_gradient(input, options) ? call<CrossEntropyForwardGrad>(input, target, mask, options)
+                                                         : call<CrossEntropyForward>(input, target, mask, options);
     SavedCall::save(ctx, input, target, mask, options, result);
+    // Hooks may hand the same tensor to others.
+    ctx->saved_data["shared"] = at::SavedTensorDefaultHooks::get_hooks().has_value();
     return loss;
   }
 
@@ -76,18 +77,24 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
     Tensor gradient;
     if (at::GradMode::is_enabled()) {
       gradient = composite_cross_entropy_backward(grad, saved.input(), saved.target(), {}, mask, saved.options);
-    } else if (saved.options.reduction == Reduction::None) {
-      gradient = call<CrossEntropyBackward>(grad, saved.input(), saved.target(), saved.result(), mask, saved.options);
+    } else if (makes_gradient(saved.input(), saved.options)) {
+      gradient = scale(saved.result(), grad, ctx->saved_data["shared"].toBool());
     } else {
-      gradient = scale(saved.result(), grad);
+      gradient = call<CrossEntropyBackward>(grad, saved.input(), saved.target(), saved.result(), mask, saved.options);
     }
     return {gradient, Tensor(), Tensor(), Tensor()};
   }
 
-  static Tensor scale(Tensor gradient, const Tensor& grad) {
+  // A scalar's gradient is made while each row is at hand; the losses of 'none' wait for theirs. So does float16, whose
+  // small gradients would be lost before a loss scale could save them.
+  static bool makes_gradient(const Tensor& input, const CrossEntropyOptions& options) {
+    return options.reduction != Reduction::None && input.scalar_type() != at::kHalf;
+  }
+
+  static Tensor scale(Tensor gradient, const Tensor& grad, bool shared) {
     if (is_batched(grad)) return composite_scale_gradient(gradient, grad);
     // A graph that is kept may be run again: what it has saved must stay.
-    if (torch::autograd::get_current_graph_task_keep_graph()) gradient = gradient.clone();
+    if (shared || torch::autograd::get_current_graph_task_keep_graph()) gradient = gradient.clone();
     static const auto op = find_op<void(Tensor&, const Tensor&)>("masked_loss::_scale_gradient_");
     op.call(gradient, grad);
     return gradient;
@@ -111,16 +118,13 @@ Tensor differentiable_weights(const Tensor& input, const Tensor& target, const O
   auto unweighted = options;
   unweighted.reduction = Reduction::None;
   unweighted.sample_weight = unweighted.normalizer = std::nullopt;
-  return composite_reduce(fused(input, target, mask, unweighted), plan, options.reduction);
+  return composite_reduce(fused(input, target, plan.keep, unweighted), plan, options.reduction);
 }
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                      const CrossEntropyOptions& options) {
   static const auto forward = CrossEntropyForward::find(CrossEntropyForward::name);
-  constexpr auto op = "cross_entropy";
   check_cross_entropy(input, target, mask, options);
-  check_no_grad(op, "weight", options.weight);
-  check_no_grad(op, "normalizer", options.normalizer);
   Tensor loss;
   if (functorch_active() || has_tangent(input) || has_tangent(options.sample_weight) || !has_kernel(forward, input)) {
     loss = composite_cross_entropy(input, target, mask, options);
@@ -134,11 +138,11 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
 }
 
 // Integers, without a derivative: here for its check alone, which has a word for tensors of other layouts.
-Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const OptionalTensor& mask,
                      at::IntArrayRef ignore_index) {
   check_check_targets(target, num_classes, mask, ignore_index);
   const at::AutoDispatchBelowADInplaceOrView below;
-  return masked_loss::check_targets(target, num_classes, mask, ignore_index);
+  return call_check_targets(target, num_classes, mask, ignore_index);
 }
 
 // A count, without a derivative.
@@ -159,6 +163,10 @@ TORCH_LIBRARY_IMPL(masked_loss, Autograd, m) {
        {"_cross_entropy_forward", "_cross_entropy_forward_grad", "_cross_entropy_backward", "_scale_gradient_"}) {
     m.impl(op, torch::autograd::autogradNotImplementedFallback());
   }
+}
+
+TORCH_LIBRARY_IMPL(masked_loss, ADInplaceOrView, m) {
+  m.impl("_scale_gradient_", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
 }
 
 }  // namespace masked_loss::autograd

@@ -94,7 +94,22 @@ void fill_(Tensor& input, const Tensor& mask, const Value& value) {
   MaskedFill_<Value>::apply(input, mask, value);
 }
 
+// Where Autograd is not in charge, as in inference mode: a write is still counted, and refused where torch refuses it.
+template <class Value>
+void count_fill_(Tensor& input, const Tensor& mask, const Value& value) {
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    masked_loss::masked_fill_(input, mask, value);
+  }
+  torch::autograd::increment_version(input);
+}
+
 }  // namespace
+
+TORCH_LIBRARY_IMPL(masked_loss, ADInplaceOrView, m) {
+  m.impl("masked_fill_.Scalar", count_fill_<at::Scalar>);
+  m.impl("masked_fill_.Tensor", count_fill_<Tensor>);
+}
 
 TORCH_LIBRARY_IMPL(masked_loss, Autograd, m) {
   m.impl("masked_fill.Scalar", fill<at::Scalar>);

@@ -4,15 +4,17 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/functorch/BatchedTensorImpl.h>
 
 namespace masked_loss {
 namespace {
 
-const char* on(const Tensor& tensor) { return tensor.is_nested() ? "a nested" : "a sparse"; }
-
 void check_layout(const char* op, const char* name, const Tensor& tensor) {
   TORCH_CHECK_TYPE(tensor.layout() == at::kStrided && !tensor.is_nested(), op, ": expected ", name,
-                   " to be a dense tensor, got ", on(tensor), " one");
+                   " to be a dense tensor, got ",
+                   tensor.is_nested()   ? "a nested one"
+                   : tensor.is_mkldnn() ? "an mkldnn one"
+                                        : "a sparse one");
 }
 
 void check_beside(const char* op, const char* name, const Tensor& tensor, const char* other, const Tensor& there) {
@@ -43,6 +45,13 @@ void check_broadcast(const char* op, const char* name, const Tensor& tensor, c10
     TORCH_SYM_CHECK(sizes[d].sym_eq(shape[d]).sym_or(sizes[d].sym_eq(1)), op, ": expected ", name,
                     " with each size 1 or that of ", of, ", ", shape, ", got ", sizes);
   }
+}
+
+// An argument without a derivative: an error, as in torch, and never a silent zero.
+void check_no_grad(const char* op, const char* name, const OptionalTensor& tensor) {
+  TORCH_CHECK(
+      !is_differentiated(tensor), op, ": expected ", name,
+      " that does not require grad, got one that does or that has a tangent; the loss has no derivative for it");
 }
 
 void check_classes(const char* op, const char* name, const Tensor& tensor, const c10::SymInt& classes) {
@@ -97,6 +106,8 @@ std::int64_t class_dim(const char* op, std::int64_t dim, std::int64_t rank) {
   return dim < 0 ? dim + rank : dim;
 }
 
+bool is_one(const c10::SymInt& size) { return size.maybe_as_int() == 1; }
+
 c10::SymDimVector without(c10::SymIntArrayRef sizes, std::int64_t dim) {
   c10::SymDimVector result(sizes.begin(), sizes.end());
   result.erase(result.begin() + dim);
@@ -145,6 +156,8 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
       op,  target,    mask, options.weight, options.sample_weight, options.class_mask, options.ignore_index,
       dim, sizes[dim]};
   check_rows(arguments, sizes);
+  check_no_grad(op, "weight", options.weight);
+  check_no_grad(op, "normalizer", options.normalizer);
   return arguments;
 }
 
@@ -164,10 +177,10 @@ RowArguments check_loss_normalizer(const Tensor& target, const OptionalTensor& m
   const auto& class_mask = options.class_mask;
   if (options.weight && options.weight->dim() == 1) {
     arguments.classes = options.weight->sym_size(0);
-  } else if (class_mask && class_mask->dim() == 1) {
+  } else if (class_mask && class_mask->dim() == 1 && target.dim() != 0) {
     arguments.classes = class_mask->sym_size(0);
-  } else if (class_mask && class_mask->dim() == target.dim() + 1) {
-    arguments.classes = class_mask->sym_size(arguments.dim);
+  } else if (class_mask && class_mask->dim() == target.dim() + 1 && !is_one(class_mask->sym_size(arguments.dim))) {
+    arguments.classes = class_mask->sym_size(arguments.dim);  // a size of 1 is for any number of classes
   }
   c10::SymDimVector sizes(target.sym_sizes().begin(), target.sym_sizes().end());
   sizes.insert(sizes.begin() + arguments.dim, arguments.classes.value_or(1));
@@ -175,11 +188,11 @@ RowArguments check_loss_normalizer(const Tensor& target, const OptionalTensor& m
   return arguments;
 }
 
-RowArguments check_check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+RowArguments check_check_targets(const Tensor& target, const c10::SymInt& num_classes, const OptionalTensor& mask,
                                  at::IntArrayRef ignore_index) {
   static const OptionalTensor none;
-  RowArguments arguments{"check_targets", target, mask, none, none, none, ignore_index, 0, c10::SymInt(num_classes)};
-  TORCH_CHECK_VALUE(num_classes >= 0, arguments.op, ": expected num_classes of at least 0, got ", num_classes);
+  RowArguments arguments{"check_targets", target, mask, none, none, none, ignore_index, 0, num_classes};
+  check_not_negative(arguments.op, "num_classes", num_classes);
   check_rows(arguments, {});
   return arguments;
 }
@@ -212,6 +225,8 @@ void check_fill(const char* op, const Tensor& input, const Tensor& mask, const T
     check_layout(op, "value", *value);
     TORCH_CHECK(value->dim() == 0, op, ": expected value to be a number or a 0-d tensor, got shape ",
                 value->sym_sizes());
+    TORCH_CHECK(!value->is_complex() || input.is_complex() || input.scalar_type() == at::kBool, op,
+                ": expected value that input's dtype, ", input.scalar_type(), ", can hold, got ", value->scalar_type());
     TORCH_CHECK(value->device() == input.device() || value->is_cpu(), op, ": expected value on the device of input, ",
                 input.device(), ", or on the CPU, got ", value->device());
   }
@@ -270,12 +285,10 @@ void check_not_negative(const char* op, const char* name, const c10::SymInt& val
 }
 
 bool is_differentiated(const OptionalTensor& tensor) {
-  return tensor && ((tensor->requires_grad() && at::GradMode::is_enabled()) || tensor->_fw_grad(/*level=*/0).defined());
-}
-
-void check_no_grad(const char* op, const char* name, const OptionalTensor& tensor) {
-  TORCH_CHECK(!tensor || !tensor->requires_grad() || !at::GradMode::is_enabled(), op, ": expected ", name,
-              " that does not require grad, got one that does; the loss has no derivative for it");
+  if (!tensor) return false;
+  // A batch of vmap's hides what it wraps.
+  if (const auto* batched = at::functorch::maybeGetBatchedImpl(*tensor)) return is_differentiated(batched->value());
+  return (tensor->requires_grad() && at::GradMode::is_enabled()) || tensor->_fw_grad(/*level=*/0).defined();
 }
 
 at::ScalarType accumulation_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }

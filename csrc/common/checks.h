@@ -5,7 +5,8 @@
 namespace masked_loss {
 
 // What decides which rows count, and for how much: the arguments that cross_entropy, loss_normalizer and
-// check_targets have in common. `dim` counts among the dimensions of the input and is not negative.
+// check_targets have in common. Refers to what it was made from, which must outlive it. `dim` counts among the
+// dimensions of the input and is not negative.
 struct RowArguments {
   const char* op;
   const Tensor& target;
@@ -23,7 +24,7 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
                                  const CrossEntropyOptions& options);
 RowArguments check_loss_normalizer(const Tensor& target, const OptionalTensor& mask,
                                    const LossNormalizerOptions& options);
-RowArguments check_check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+RowArguments check_check_targets(const Tensor& target, const c10::SymInt& num_classes, const OptionalTensor& mask,
                                  at::IntArrayRef ignore_index);
 
 // The values of a normalizer, where it can be read without a wait.
@@ -48,9 +49,6 @@ void check_not_negative(const char* op, const char* name, const c10::SymInt& val
 
 // Whether a derivative for the argument is wanted, backward or forward.
 bool is_differentiated(const OptionalTensor& tensor);
-
-// Throws, as torch does, for an argument that has no derivative.
-void check_no_grad(const char* op, const char* name, const OptionalTensor& tensor);
 
 // float for half types, else the input's own.
 at::ScalarType accumulation_type(at::ScalarType type);

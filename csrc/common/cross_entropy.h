@@ -31,7 +31,8 @@ MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> so
   const A log_sum = std::log(softmax.sum), lse = softmax.max + log_sum;
   A loss = (1 - row.label_smoothing) * row.target_weight * (log_sum - (target_logit - softmax.max));
   if (row.label_smoothing != 0) {
-    loss += A(double(row.share()) * (row.smoothing.weight * double(lse) - row.smoothing.logits));
+    const double exact = double(softmax.max) + double(log_sum);  // as float it would lose the digits that the sums keep
+    loss += A(double(row.share()) * (row.smoothing.weight * exact - row.smoothing.logits));
   }
   if (row.z_loss != 0) loss += row.z_loss * row.target_weight * lse * lse;
   return row.coefficient * loss;

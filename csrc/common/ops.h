@@ -29,7 +29,8 @@ inline constexpr auto kLossNormalizerArguments =
 struct CrossEntropy : Carry<CrossEntropyOptions, Tensor, const Tensor&, const Tensor&, const OptionalTensor&> {
   static constexpr auto name = "masked_loss::cross_entropy";
 };
-// -> (loss, log-sum-exp), both in the accumulation dtype
+// -> (loss, softmax), both in the accumulation dtype; softmax [..., 2] holds each row's maximum and sum of exp(x -
+// maximum): their log-sum-exp as one number would lose the digits of large logits
 struct CrossEntropyForward
     : Carry<CrossEntropyOptions, std::tuple<Tensor, Tensor>, const Tensor&, const Tensor&, const OptionalTensor&> {
   static constexpr auto name = "masked_loss::_cross_entropy_forward";
@@ -39,7 +40,7 @@ struct CrossEntropyForwardGrad
     : Carry<CrossEntropyOptions, std::tuple<Tensor, Tensor>, const Tensor&, const Tensor&, const OptionalTensor&> {
   static constexpr auto name = "masked_loss::_cross_entropy_forward_grad";
 };
-// (grad, input, target, log_sum_exp, mask) -> gradient of the input
+// (grad, input, target, softmax, mask) -> gradient of the input
 struct CrossEntropyBackward : Carry<CrossEntropyOptions, Tensor, const Tensor&, const Tensor&, const Tensor&,
                                     const Tensor&, const OptionalTensor&> {
   static constexpr auto name = "masked_loss::_cross_entropy_backward";
@@ -48,16 +49,23 @@ struct LossNormalizer : Carry<LossNormalizerOptions, Tensor, const Tensor&, cons
   static constexpr auto name = "masked_loss::loss_normalizer";
 };
 
-template <class Op, class... Arguments>
-auto call(const Arguments&... arguments) {
-  static const auto op = Op::find(Op::name);
-  return Op::call(op, arguments...);
-}
-
 // The typed handle of an op without an options struct; `name` and `overload` must be the same at every call.
 template <class Signature>
 auto find_op(const char* name, const char* overload = "") {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).template typed<Signature>();
+}
+
+inline Tensor call_check_targets(const Tensor& target, const c10::SymInt& num_classes, const OptionalTensor& mask,
+                                 at::IntArrayRef ignore_index) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, c10::SymInt, const OptionalTensor&, at::IntArrayRef)>("masked_loss::check_targets");
+  return op.call(target, num_classes, mask, ignore_index);
+}
+
+template <class Op, class... Arguments>
+auto call(const Arguments&... arguments) {
+  static const auto op = Op::find(Op::name);
+  return Op::call(op, arguments...);
 }
 
 }  // namespace masked_loss

@@ -25,8 +25,9 @@ struct RowArgumentsView {
   int mask_bytes;
   const A* sample_weight;  // null: 1; a weight of 0 masks
   const A* weight;         // [C] or null
-  const bool* class_mask;
+  const bool* class_mask;  // or null
   std::int64_t class_mask_stride;
+  std::int64_t class_mask_size;  // classes, or 1 for all of them
   std::int64_t classes;
   const std::int64_t* ignored;
   int ignored_count;
@@ -63,8 +64,8 @@ MASKED_LOSS_HD Row<A> resolve_row(const RowArgumentsView<A>& view, std::int64_t 
   if (weight == 0) return masked;
   if (view.class_mask != nullptr) {
     std::int64_t c = 0;
-    while (c < view.classes && !view.class_mask[class_mask_offset + c * view.class_mask_stride]) ++c;
-    if (c == view.classes) return masked;
+    while (c < view.class_mask_size && !view.class_mask[class_mask_offset + c * view.class_mask_stride]) ++c;
+    if (c == view.class_mask_size) return masked;
   }
   if (index < 0 || index >= view.classes) return {RowState::OutOfRange, index, 0, 0};
   return {RowState::Kept, index, weight, view.weight == nullptr ? weight : weight * view.weight[index]};

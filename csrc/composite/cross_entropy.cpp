@@ -1,6 +1,7 @@
 #include "composite/cross_entropy.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/alias.h>
 #include <ATen/ops/amax.h>
 #include <ATen/ops/any.h>
 #include <ATen/ops/exp.h>
@@ -22,31 +23,17 @@ namespace {
 
 Tensor zero(const Tensor& like) { return at::zeros_like(like); }
 
-// [C] or the input's rank -> broadcastable with the input, bool.
-Tensor class_mask_over(const Tensor& class_mask, std::int64_t dim, std::int64_t rank) {
-  const auto allowed = class_mask.ne(0);
-  if (class_mask.dim() == rank) return allowed;
+// [C] or the input's rank -> broadcastable with the input.
+Tensor classes_over(const Tensor& tensor, std::int64_t dim, std::int64_t rank) {
+  if (tensor.dim() == rank) return tensor;
   at::DimVector shape(rank, 1);
   shape[dim] = -1;
-  return allowed.view(shape);
-}
-
-Tensor weight_over(const Tensor& weight, std::int64_t dim, std::int64_t rank) {
-  at::DimVector shape(rank, 1);
-  shape[dim] = -1;
-  return weight.view(shape);
+  return tensor.view(shape);
 }
 
 // The weights of the targets, [N, ...].
 Tensor gather_weight(const Tensor& weight, const Tensor& index) {
   return weight.gather(0, index.reshape({-1})).view_as(index);
-}
-
-// at::logsumexp, whose forward derivative cannot be differentiated again. An infinite maximum gives NaN, as torch's
-// cross entropy has it.
-Tensor log_sum_exp_over(const Tensor& logits, std::int64_t dim) {
-  const auto max = logits.detach().amax(dim, /*keepdim=*/true);
-  return (logits - max).exp().sum(dim, /*keepdim=*/true).log() + max;
 }
 
 // Sums over all but dim 0: one number a sequence, broadcastable with the rows.
@@ -65,34 +52,38 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
   if (rows.mask) keep = keep.logical_and(rows.mask->ne(0));
   if (rows.class_mask) {
     const auto rank = rows.target.dim() + 1;
-    keep = keep.logical_and(class_mask_over(*rows.class_mask, rows.dim, rank).any(rows.dim));
+    keep = keep.logical_and(classes_over(rows.class_mask->ne(0), rows.dim, rank).any(rows.dim));
   }
   Tensor weight = at::ones_like(rows.target, rows.target.options().dtype(accumulation));
   if (rows.sample_weight) {
     // A weight of 0 masks; one that is differentiated has a gradient there, so that its row is read.
-    if (!is_differentiated(rows.sample_weight)) keep = keep.logical_and(rows.sample_weight->ne(0));
-    weight = weight * rows.sample_weight->to(accumulation);
+    const auto given = rows.sample_weight->to(accumulation);
+    if (!is_differentiated(rows.sample_weight)) keep = keep.logical_and(given.ne(0));
+    weight = weight * given;
   }
   weight = at::where(keep, weight, zero(weight));
-  const Tensor index = at::where(keep, rows.target.to(at::kLong), zero(rows.target.to(at::kLong)));
+  const auto target = rows.target.to(at::kLong);
+  const Tensor index = at::where(keep, target, zero(target));
   if (reduction == Reduction::None || reduction == Reduction::Sum) return {keep, index, weight};
 
   Tensor counted = weight;
   if (rows.weight) {
     counted = at::where(keep, counted * gather_weight(rows.weight->to(accumulation), index), zero(counted));
   }
+  // As the kernels: a sum of signed weights is 0 or not by its last digits.
+  const auto wide = rows.target.device().type() == at::kMPS ? at::kFloat : at::kDouble;
   Tensor divisor;
   if (reduction == Reduction::Mean) {
-    divisor = normalizer ? normalizer->to(accumulation) : counted.sum();
+    divisor = normalizer ? normalizer->to(wide) : counted.sum(wide);
   } else {
-    const auto any = sequence_sum(keep.to(accumulation)).ne(0);
-    const auto sequences = normalizer ? normalizer->to(accumulation) : any.to(accumulation).sum();
-    divisor = sequence_sum(counted) * sequences;
+    const auto any = sequence_sum(keep.to(wide)).ne(0);
+    const auto sequences = normalizer ? normalizer->to(wide) : any.to(wide).sum();
+    divisor = sequence_sum(counted.to(wide)) * sequences;
   }
   // A divisor of 0 gives 0: the rows it is for are dropped.
   keep = keep.logical_and(divisor.ne(0));
   divisor = at::where(divisor.eq(0), at::ones_like(divisor), divisor);
-  return {keep, index, at::where(keep, weight / divisor, zero(weight))};
+  return {keep, index, at::where(keep, (weight / divisor).to(accumulation), zero(weight))};
 }
 
 Tensor composite_reduce(const Tensor& losses, const CompositePlan& plan, Reduction reduction) {
@@ -113,28 +104,32 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
   logits = at::where(keep, logits, zero(logits));
   Tensor allowed;
   if (rows.class_mask) {
-    allowed = class_mask_over(*rows.class_mask, dim, rank);
+    allowed = classes_over(rows.class_mask->ne(0), dim, rank);
     // Masked rows keep their zeros, so that no row is without an allowed class.
     const auto excluded = allowed.logical_not().logical_and(keep);
     logits = at::where(excluded, at::full_like(logits, -std::numeric_limits<double>::infinity()), logits);
   }
-  const bool no_classes = input.sym_size(dim).sym_eq(0).guard_bool(__FILE__, __LINE__);
-  const auto lse = no_classes ? zero(keep.to(accumulation)) : log_sum_exp_over(logits, dim);
-  const Tensor weight = rows.weight ? rows.weight->to(accumulation) : Tensor();
-  Tensor target_logit = no_classes ? lse : logits.gather(dim, index);
-  if (allowed.defined() && !no_classes) {
-    // The loss of a target that is not allowed is infinite by a constant, so that its gradients stay finite.
-    const auto target_allowed = allowed.expand_as(logits).gather(dim, index);
-    const auto infinity = at::full_like(target_logit, -std::numeric_limits<double>::infinity());
-    target_logit = at::where(target_allowed, target_logit, infinity);
+  if (input.sym_size(dim).sym_eq(0).guard_bool(__FILE__, __LINE__)) {
+    return composite_reduce(zero(plan.coefficient), plan, options.reduction);  // no class, so no row is kept
   }
-  Tensor loss = (lse - target_logit).squeeze(dim);
+  // Not at::logsumexp: its forward derivative cannot be differentiated again, and large logits would lose digits.
+  const auto max = logits.detach().amax(dim, /*keepdim=*/true);
+  const auto shifted = logits - max;
+  const auto log_sum = shifted.exp().sum(dim, /*keepdim=*/true).log();
+  const Tensor weight = rows.weight ? rows.weight->to(accumulation) : Tensor();
   const auto target_weight = weight.defined() ? gather_weight(weight, plan.index) : Tensor();
+
+  Tensor target_logit = shifted.gather(dim, index), target_allowed;
+  if (allowed.defined()) {
+    target_allowed = allowed.expand_as(logits).gather(dim, index);
+    target_logit = at::where(target_allowed, target_logit, zero(target_logit));
+  }
+  Tensor loss = (log_sum - target_logit).squeeze(dim);
   if (target_weight.defined()) loss = loss * target_weight;
   if (options.label_smoothing != 0) {
-    auto share = lse - logits;
+    auto share = log_sum - shifted;
     if (weight.defined()) {
-      const auto over = weight_over(weight, dim, rank);
+      const auto over = classes_over(weight, dim, rank);
       share = share * (allowed.defined() ? at::where(allowed, over, zero(over)) : over);
     }
     auto classes = at::ones_like(logits);
@@ -145,19 +140,25 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
     loss = loss * (1 - options.label_smoothing) + share.sum(dim) / classes.sum(dim) * options.label_smoothing;
   }
   if (options.z_loss != 0) {
-    auto squared = lse.squeeze(dim).square() * options.z_loss;
+    auto squared = (log_sum + max).squeeze(dim).square() * options.z_loss;
     if (target_weight.defined()) squared = squared * target_weight;
     loss = loss + squared;
+  }
+  if (target_allowed.defined()) {
+    // Infinite by a constant, so that the gradients stay finite.
+    const auto infinite = at::full_like(loss, std::numeric_limits<double>::infinity());
+    loss = loss + at::where(target_allowed.squeeze(dim), zero(loss), infinite);
   }
   return composite_reduce(loss, plan, options.reduction);
 }
 
 Tensor composite_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
-                                        const Tensor& log_sum_exp, const OptionalTensor& mask,
+                                        const Tensor& softmax, const OptionalTensor& mask,
                                         const CrossEntropyOptions& options) {
   const bool create_graph = at::GradMode::is_enabled();
   const at::AutoGradMode grad_mode(true);
-  const auto variable = input.requires_grad() ? input : input.detach().requires_grad_();
+  // An alias of the input's own: the hooks of the user's tensor are for the gradient that the engine brings to it.
+  const auto variable = input.requires_grad() ? at::alias(input) : input.detach().requires_grad_();
   const auto loss = composite_cross_entropy(variable, target, mask, options);
   return torch::autograd::grad({loss}, {variable}, {grad.to(loss.scalar_type())}, std::nullopt, create_graph)[0];
 }
@@ -188,21 +189,22 @@ Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const L
 }
 
 // Values are looked at on the host, whatever the device.
-Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const OptionalTensor& mask,
                      at::IntArrayRef ignore_index) {
   check_check_targets(target, num_classes, mask, ignore_index);
   const auto host_mask = mask ? OptionalTensor(mask->cpu()) : std::nullopt;
-  masked_loss::check_targets(target.cpu(), num_classes, host_mask, ignore_index);
+  call_check_targets(target.cpu(), num_classes, host_mask, ignore_index);
   return target.clone();
 }
 
-// In a batch of vmap's no value can be looked at: gather raises its own IndexError.
-Tensor check_targets_batched(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+// In a batch of vmap's no value can be looked at: gather raises its own error. What it gathers is added, as a compiler
+// would drop it otherwise.
+Tensor check_targets_batched(const Tensor& target, c10::SymInt num_classes, const OptionalTensor& mask,
                              at::IntArrayRef ignore_index) {
   const auto rows = check_check_targets(target, num_classes, mask, ignore_index);
   const auto plan = composite_plan(rows, Reduction::None, std::nullopt, at::kFloat);
-  at::zeros({num_classes}, plan.index.options()).gather(0, plan.index.reshape({-1}));
-  return target.clone();
+  const auto zeros = at::zeros_symint({num_classes}, target.options());
+  return target + zeros.gather(0, plan.index.reshape({-1})).view_as(target);
 }
 
 }  // namespace

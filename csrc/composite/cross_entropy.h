@@ -23,7 +23,7 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
 
 // The gradient of the composite, differentiable where grad mode is on.
 Tensor composite_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
-                                        const Tensor& log_sum_exp, const OptionalTensor& mask,
+                                        const Tensor& softmax, const OptionalTensor& mask,
                                         const CrossEntropyOptions& options);
 
 // A gradient made in the forward pass times the upstream one; its zeros stay +0.0.

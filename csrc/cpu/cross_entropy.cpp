@@ -14,7 +14,7 @@ namespace masked_loss::cpu {
 namespace {
 
 constexpr std::int64_t kElementsPerTask = 1 << 16;
-constexpr std::int64_t kChunk = 1024;  // losses that are summed together; fixed, as the sum must not depend on threads
+constexpr std::int64_t kChunk = 16384;  // losses that are summed together; fixed, as the sum must not depend on threads
 
 template <class T>
 using Accumulation = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -62,12 +62,13 @@ class Work {
     work_.coefficient = plan.coefficient.data();
     work_.label_smoothing = static_cast<A>(options.label_smoothing);
     work_.z_loss = static_cast<A>(options.z_loss);
-    work_.loss = work_.log_sum_exp = nullptr;
+    work_.loss = nullptr;
+    work_.softmax = nullptr;
   }
 
-  void run(CrossEntropyMode mode, A* loss, A* log_sum_exp) {
+  void run(CrossEntropyMode mode, A* loss, Softmax<A>* softmax) {
     work_.loss = loss;
-    work_.log_sum_exp = log_sum_exp;
+    work_.softmax = softmax;
     const auto& kernel = kernels().template of<T>();
     const auto rows = work_.rows.count;
     const auto rows_per_task = std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, work_.classes));
@@ -110,26 +111,39 @@ class Work {
 template <class A>
 A sum(const A* x, std::int64_t n) {
   c10::SmallVector<double, 8> sums(divide_up(n, kChunk));
-  const auto chunk = [&](std::int64_t c) {
-    double lanes[8] = {};
-    const auto end = std::min(n, (c + 1) * kChunk);
-    for (auto i = c * kChunk; i < end; ++i) lanes[i % 8] += double(x[i]);
-    sums[c] = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
-  };
-  for (std::size_t c = 0; c < sums.size(); ++c) chunk(static_cast<std::int64_t>(c));
+  run_tasks(divide_up(n, kChunk), [&] {
+    return [&](std::int64_t c) {
+      double lanes[8] = {};
+      const auto end = std::min(n, (c + 1) * kChunk);
+      for (auto i = c * kChunk; i < end; ++i) lanes[i % 8] += double(x[i]);
+      sums[c] = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+    };
+  });
   double total = 0;
   for (const double s : sums) total += s;
   return static_cast<A>(total);
 }
 
+at::DimVector softmax_sizes(const Tensor& target) {
+  at::DimVector sizes(target.sizes().begin(), target.sizes().end());
+  sizes.push_back(2);
+  return sizes;
+}
+
+template <class A>
+Softmax<A>* softmax_of(const Tensor& states) {
+  static_assert(sizeof(Softmax<A>) == 2 * sizeof(A));
+  return reinterpret_cast<Softmax<A>*>(states.data_ptr<A>());
+}
+
 // -> loss [N, ...] or 0-d, in the accumulation dtype
 Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-               const CrossEntropyOptions& options, CrossEntropyMode mode, Tensor* log_sum_exp, Tensor* gradient) {
+               const CrossEntropyOptions& options, CrossEntropyMode mode, Tensor* softmax, Tensor* gradient) {
   const auto arguments = check_cross_entropy(input, target, mask, options);
   const auto accumulation = input.options().dtype(accumulation_type(input.scalar_type()));
   const bool reduced = options.reduction != Reduction::None;
   Tensor loss = at::empty(reduced ? at::IntArrayRef() : target.sizes(), accumulation);
-  if (log_sum_exp != nullptr) *log_sum_exp = at::empty(target.sizes(), accumulation);
+  if (softmax != nullptr) *softmax = at::empty(softmax_sizes(target), accumulation);
   dispatch(input.scalar_type(), [&](auto t) {
     using A = Accumulation<decltype(t)>;
     auto plan = make_row_plan<A>(arguments, options.reduction, options.normalizer);
@@ -138,7 +152,7 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
     const auto rows = target.numel();
     c10::SmallBuffer<A, 64> losses(reduced ? rows : 0);
     A* row_losses = reduced ? losses.data() : loss.mutable_data_ptr<A>();
-    work.run(mode, row_losses, log_sum_exp == nullptr ? nullptr : log_sum_exp->mutable_data_ptr<A>());
+    work.run(mode, row_losses, softmax == nullptr ? nullptr : softmax_of<A>(*softmax));
     if (reduced) *loss.mutable_data_ptr<A>() = sum(row_losses, rows);
   });
   return loss;
@@ -146,9 +160,9 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
 
 std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                                                  const CrossEntropyOptions& options) {
-  Tensor log_sum_exp;
-  auto loss = forward(input, target, mask, options, CrossEntropyMode::Forward, &log_sum_exp, nullptr);
-  return {loss, log_sum_exp};
+  Tensor softmax;
+  auto loss = forward(input, target, mask, options, CrossEntropyMode::Forward, &softmax, nullptr);
+  return {loss, softmax};
 }
 
 std::tuple<Tensor, Tensor> cross_entropy_forward_grad(const Tensor& input, const Tensor& target,
@@ -163,23 +177,26 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
   return forward(input, target, mask, options, CrossEntropyMode::Forward, nullptr, nullptr).to(result_type(input));
 }
 
-Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const Tensor& log_sum_exp,
+Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const Tensor& softmax,
                               const OptionalTensor& mask, const CrossEntropyOptions& options) {
   const auto arguments = check_cross_entropy(input, target, mask, options);
-  TORCH_CHECK(log_sum_exp.sizes() == target.sizes() && (grad.dim() == 0 || grad.sizes() == target.sizes()),
-              "_cross_entropy_backward: expected log_sum_exp of shape ", target.sizes(), " and grad of it or 0-d, got ",
-              log_sum_exp.sizes(), " and ", grad.sizes());
+  const auto sizes = softmax_sizes(target);
+  TORCH_CHECK(softmax.sizes() == sizes && (grad.dim() == 0 || grad.sizes() == target.sizes()),
+              "_cross_entropy_backward: expected softmax of shape ", at::IntArrayRef(sizes), " and grad of ",
+              target.sizes(), " or 0-d, got ", softmax.sizes(), " and ", grad.sizes());
   const auto accumulation = accumulation_type(input.scalar_type());
-  const auto upstream = grad.to(accumulation).expand(target.sizes()), lse = log_sum_exp.to(accumulation).contiguous();
+  const auto upstream = grad.to(accumulation).expand(target.sizes()), states = softmax.to(accumulation).contiguous();
   auto gradient = with_huge_pages(at::empty_like(input));
   dispatch(input.scalar_type(), [&](auto t) {
     using A = Accumulation<decltype(t)>;
     auto plan = make_row_plan<A>(arguments, options.reduction, options.normalizer);
     const auto rows = make_rows<1>(target.sizes(), {row_strides(upstream)});
     const A* data = upstream.const_data_ptr<A>();
-    for (std::int64_t r = 0; r < rows.count; ++r) plan.coefficient[r] *= data[rows.offsets(r)[0]];
+    at::parallel_for(0, rows.count, kChunk, [&](std::int64_t begin, std::int64_t end) {
+      for (auto r = begin; r < end; ++r) plan.coefficient[r] *= data[rows.offsets(r)[0]];
+    });
     Work<decltype(t)> work(arguments, input, options, plan, &gradient);
-    work.run(CrossEntropyMode::Backward, nullptr, const_cast<A*>(lse.const_data_ptr<A>()));
+    work.run(CrossEntropyMode::Backward, nullptr, softmax_of<A>(states));
   });
   return gradient;
 }
@@ -210,8 +227,9 @@ Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const L
   return result;
 }
 
-Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const OptionalTensor& mask,
                      at::IntArrayRef ignore_index) {
+  // The plan looks at every target.
   sum_of_weights<float>(check_check_targets(target, num_classes, mask, ignore_index));
   return target.clone();
 }

@@ -240,19 +240,23 @@ class RowKernel {
     if (target < 0) {
       if constexpr (mode != CrossEntropyMode::Forward) std::fill(gradient, gradient + work_.classes, T(0));
       if constexpr (mode != CrossEntropyMode::Backward) work_.loss[r] = 0;
-      if (mode == CrossEntropyMode::Forward && work_.log_sum_exp != nullptr) work_.log_sum_exp[r] = 0;
+      if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r] = {0, 1};
       return;
     }
     const A target_weight = work_.weight == nullptr ? A(1) : work_.weight[target];
     const bool target_allowed = allowed == nullptr || allowed[target];
     const A target_logit = static_cast<A>(x[target]);
     CrossEntropyRow<A> row{work_.coefficient[r], target_weight, work_.label_smoothing, work_.z_loss, {}};
+    const auto give_target = [&](T* gradient, Softmax<A> softmax, const CrossEntropyGradient<A>& terms) {
+      const A probability = std::exp(target_logit - softmax.max) / softmax.sum;
+      if (target_allowed) gradient[target] = T(target_gradient(terms, probability, target_weight));
+    };
     if constexpr (mode == CrossEntropyMode::Backward) {
-      const A lse = work_.log_sum_exp[r];
+      const auto softmax = work_.softmax[r];
       if (work_.label_smoothing != 0) sum_weights(allowed, row.smoothing);
-      const auto terms = cross_entropy_gradient(row, lse);
-      recompute(x, gradient, allowed, lse, terms);
-      if (target_allowed) gradient[target] = T(target_gradient(terms, std::exp(target_logit - lse), target_weight));
+      const auto terms = cross_entropy_gradient(row, log_sum_exp(softmax));
+      recompute(x, gradient, allowed, softmax, terms);
+      give_target(gradient, softmax, terms);
     } else {
       // Half types are computed in a row of their own; others where the gradient goes.
       A* exponentials = nullptr;
@@ -266,12 +270,11 @@ class RowKernel {
       const auto softmax = visit(x, allowed, exponentials, row.smoothing);
       work_.loss[r] = cross_entropy_loss(row, softmax, target_logit, target_allowed);
       if constexpr (mode == CrossEntropyMode::Forward) {
-        if (work_.log_sum_exp != nullptr) work_.log_sum_exp[r] = log_sum_exp(softmax);
+        if (work_.softmax != nullptr) work_.softmax[r] = softmax;
       } else {
         const auto terms = cross_entropy_gradient(row, log_sum_exp(softmax));
         finish(exponentials, gradient, allowed, softmax, terms);
-        const A probability = std::exp(target_logit - softmax.max) / softmax.sum;
-        if (target_allowed) gradient[target] = T(target_gradient(terms, probability, target_weight));
+        give_target(gradient, softmax, terms);
       }
     }
   }
@@ -310,13 +313,15 @@ class RowKernel {
     }
   }
 
-  void recompute(const T* x, T* gradient, const bool* allowed, A lse, const CrossEntropyGradient<A>& terms) const {
+  void recompute(const T* x, T* gradient, const bool* allowed, Softmax<A> softmax,
+                 const CrossEntropyGradient<A>& terms) const {
+    const A scale = terms.probability / softmax.sum;
     for (std::int64_t i = 0; i < work_.classes; i += kBlock) {
       const auto n = std::min(kBlock, work_.classes - i);
       const bool* block_allowed = allowed == nullptr ? nullptr : allowed + i;
       const A* block = load_block(x + i, block_allowed, n, stage_);
-      exp_sum<true>(block, stage_, n, lse);
-      finish_block(gradient + i, stage_, n, terms.probability, terms.smoothing, weights(i), block_allowed);
+      exp_sum<true>(block, stage_, n, softmax.max);
+      finish_block(gradient + i, stage_, n, scale, terms.smoothing, weights(i), block_allowed);
     }
   }
 
@@ -372,7 +377,7 @@ class TileKernel {
     for (std::int64_t w = 0; w < count; ++w) {
       if (kept_[w]) continue;
       if constexpr (mode != CrossEntropyMode::Backward) work_.loss[first + w] = 0;
-      if (mode == CrossEntropyMode::Forward && work_.log_sum_exp != nullptr) work_.log_sum_exp[first + w] = 0;
+      if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[first + w] = {0, 1};
     }
   }
 
@@ -417,7 +422,10 @@ class TileKernel {
       target_logit_[w] = kept_[w] ? tile_[target * lanes_ + w] : A(0);
     }
     if constexpr (mode == CrossEntropyMode::Backward) {
-      for (std::int64_t w = 0; w < width_; ++w) max_[w] = kept_[w] ? work_.log_sum_exp[first + w] : A(0), sum_[w] = 1;
+      for (std::int64_t w = 0; w < width_; ++w) {
+        const auto softmax = kept_[w] ? work_.softmax[first + w] : Softmax<A>{0, 1};
+        max_[w] = softmax.max, sum_[w] = softmax.sum;
+      }
     } else {
       for (std::int64_t w = 0; w < width_; w += V::size()) {
         V max(std::numeric_limits<A>::lowest());
@@ -447,16 +455,14 @@ class TileKernel {
     const auto target = work_.index[r];
     const A target_weight = work_.weight == nullptr ? A(1) : work_.weight[target];
     const CrossEntropyRow<A> row{work_.coefficient[r], target_weight, work_.label_smoothing, work_.z_loss, smoothing};
-    A lse = max_[w];
+    // From an empty state, so that an infinite logit gives NaN as it does in a row that is merged from blocks.
+    const auto softmax = merge(Softmax<A>{}, {max_[w], sum_[w]});
     if constexpr (mode != CrossEntropyMode::Backward) {
-      // From an empty state, so that an infinite logit gives NaN as it does in a row that is merged from blocks.
-      const auto softmax = merge(Softmax<A>{}, {max_[w], sum_[w]});
-      lse = log_sum_exp(softmax);
       work_.loss[r] = cross_entropy_loss(row, softmax, target_logit_[w], allowed(w, target));
-      if (mode == CrossEntropyMode::Forward && work_.log_sum_exp != nullptr) work_.log_sum_exp[r] = lse;
+      if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r] = softmax;
     }
     if constexpr (mode != CrossEntropyMode::Forward) {
-      const auto terms = cross_entropy_gradient(row, lse);
+      const auto terms = cross_entropy_gradient(row, log_sum_exp(softmax));
       scale_[w] = terms.probability / sum_[w];
       smoothed_[w] = terms.smoothing;
       const A probability = std::exp(target_logit_[w] - max_[w]) / sum_[w];

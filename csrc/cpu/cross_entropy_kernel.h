@@ -26,8 +26,8 @@ struct CrossEntropyWork {
   const A* coefficient;       // [N]
   A label_smoothing;
   A z_loss;
-  A* loss;         // [N], written forward
-  A* log_sum_exp;  // [N] or null; written forward, read backward
+  A* loss;              // [N], written forward
+  Softmax<A>* softmax;  // [N] or null; written forward, read backward
 };
 
 // Works on the rows [begin, end); `scratch` holds scratch_size(work) elements.

@@ -66,8 +66,8 @@ void masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
   check_masked_fill_(input, mask, nullptr);
   check_memory_overlap(input, mask);
   const auto element = as_element("masked_fill_", value, input);
-  // A mask that is the input itself changes while it is read.
-  const auto bytes = mask.is_same(input) ? mask.clone() : byte_mask(mask);
+  // A mask in the input's own memory would change while it is read.
+  const auto bytes = mask.is_alias_of(input) ? mask.ne(0) : byte_mask(mask);
   auto iterator = at::TensorIteratorConfig()
                       .set_check_mem_overlap(false)
                       .check_all_same_dtype(false)

@@ -53,7 +53,8 @@ class RowReader {
       view_.class_mask = class_mask_.const_data_ptr<bool>();
       const bool along_dim = class_mask_.dim() == 1 && target.dim() != 0;
       const auto dim = along_dim ? 0 : arguments.dim;
-      view_.class_mask_stride = class_mask_.size(dim) == 1 ? 0 : class_mask_.stride(dim);
+      view_.class_mask_stride = class_mask_.stride(dim);
+      view_.class_mask_size = class_mask_.size(dim);
       if (!along_dim) strides[3] = row_strides(class_mask_, dim);
     }
     view_.ignored = arguments.ignore_index.data();

@@ -22,8 +22,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& target, co
                                    const CrossEntropyOptions& options) {
   check_cross_entropy(input, target, mask, options);
   const auto type = accumulation_type(input.scalar_type());
-  return {empty_loss(input, target, options.reduction, type),
-          at::empty_symint(target.sym_sizes(), input.options().dtype(type))};
+  c10::SymDimVector softmax(target.sym_sizes().begin(), target.sym_sizes().end());
+  softmax.push_back(2);
+  return {empty_loss(input, target, options.reduction, type), at::empty_symint(softmax, input.options().dtype(type))};
 }
 
 std::tuple<Tensor, Tensor> forward_grad(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
@@ -45,7 +46,7 @@ Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const L
   return at::empty({}, target.options().dtype(loss_normalizer_type(options)));
 }
 
-Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
+Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const OptionalTensor& mask,
                      at::IntArrayRef ignore_index) {
   check_check_targets(target, num_classes, mask, ignore_index);
   return at::empty_like(target);

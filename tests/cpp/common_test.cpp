@@ -142,6 +142,7 @@ TEST(RowPlan, ResolvesOneRow) {
                                .weight = class_weights,
                                .class_mask = nullptr,
                                .class_mask_stride = 1,
+                               .class_mask_size = 4,
                                .classes = 4,
                                .ignored = &ignored,
                                .ignored_count = 1};

@@ -48,8 +48,9 @@ def leaf(tensor: Tensor) -> Tensor:
 
 
 def keep(size: int, *shape: int) -> Tensor:
+    """Random, with something masked and something not."""
     mask = torch.rand(size, *shape) < 0.7
-    mask.view(-1)[0] = True
+    mask.view(-1)[0], mask.view(-1)[-1] = True, False
     return mask
 
 
@@ -92,7 +93,7 @@ def cross_entropy_samples() -> dict[str, Callable[[int], Arguments]]:
 
     samples = {
         f"{reduction} {name}": reduced(sample, reduction)
-        for reduction in ("none", "mean", "sum", "sequence_mean")
+        for reduction in ("mean", "none", "sum", "sequence_mean")
         for name, sample in options.items()
     }
     return {
@@ -111,9 +112,9 @@ def cross_entropy_grid() -> Iterator[Arguments]:
         "storage": ("contiguous", "transposed", "strided"),
         "classes": (3, 65),
         "target": (torch.int64, torch.uint8),
-        "mask": ("none", "int8", "broadcast"),
+        "mask": ("none", "bool", "int8", "broadcast", "nothing"),
         "weight": ("none", "positive"),
-        "sample_weight": ("none", "full", "differentiable"),
+        "sample_weight": ("none", "full", "broadcast", "differentiable"),
         "class_mask": ("none", "[C]", "dense"),
         "ignore_index": ("default", "several"),
         "label_smoothing": (0.0, 0.1),
@@ -126,7 +127,9 @@ def cross_entropy_grid() -> Iterator[Arguments]:
 
 
 def torch_cross_entropy(input: Tensor, target: Tensor, dim: int = 1, **_: object) -> Tensor:
-    return F.cross_entropy(input if input.dim() == 1 else input.movedim(dim, 1), target)
+    if dim == -1:
+        input, target = input.flatten(0, -2), target.flatten()
+    return F.cross_entropy(input, target)
 
 
 def torch_masked_fill(input: Tensor, mask: Tensor, value: float | Tensor) -> Tensor:
@@ -152,7 +155,7 @@ def causal_mask(query_len: int, key_len: int) -> Tensor:
 
 FILLS: dict[str, Callable[[int], Arguments]] = {
     "number": lambda size: dict(input=leaf(torch.randn(size, T, C)), mask=keep(size, T, 1), value=2.0),
-    "integer mask": lambda size: dict(input=leaf(torch.randn(size, T)), mask=torch.randint(3, (T,)), value=-1.0),
+    "integer mask": lambda size: dict(input=leaf(torch.randn(size, T)), mask=2 * keep(T).long(), value=-1.0),
     "tensor": lambda size: dict(
         input=leaf(torch.randn(size, T)), mask=keep(size, 1), value=leaf(torch.tensor(0.5) + torch.rand([]))
     ),

@@ -5,9 +5,8 @@ import copy
 import functools
 import inspect
 import io
-import itertools
 import pickle
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from ops import OPS, Arguments, Op
+from ops import OPS, Arguments, C, Op
 from reference import assert_near, assert_same_bits
 
 pytestmark = pytest.mark.filterwarnings(
@@ -29,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Anomaly Detection has been enabled",
     "ignore:Error detected in",
     "ignore:Attempted to insert a get_attr Node",  # torch.func.linearize
+    "ignore::torch.jit.TracerWarning",  # an overload that does not fit prints what it was given
 )
 
 
@@ -468,10 +468,13 @@ def upstream_of(case, arguments):
 
 
 def assert_compiles(case, **options):
+    """The eager numbers with and without a graph."""
     arguments = case.arguments(torch.float32)
     upstream = upstream_of(case, arguments)
     compiled = torch.compile(case.op.function, fullgraph=True, **options)
     assert_close(outcome(compiled, arguments, upstream), outcome(case.op.function, arguments, upstream))
+    with torch.no_grad():
+        assert_close(compiled(**arguments), case.op.function(**arguments))
 
 
 def graphs_of(case):
@@ -507,6 +510,10 @@ def dynamic_shapes_of(case):
     return {name: of(small[name], large[name]) for name in small}
 
 
+KEPT = [(case, "aot_eager") for case in DIFFERENTIABLE]
+KEPT += [(case, "inductor") for case in FIRST if case in DIFFERENTIABLE]
+
+
 class Program(nn.Module):
     def __init__(self, op: Op, constant: Arguments):
         super().__init__()
@@ -525,7 +532,7 @@ class TestCompiler:
     @pytest.mark.parametrize("case", FIRST, ids=str)
     @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
     def test_inductor(self, case, dynamic, fresh_compiler):
-        assert_compiles(case, dynamic=dynamic)
+        assert_compiles(case, backend="inductor", dynamic=dynamic)
 
     @every_case
     @pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
@@ -561,16 +568,16 @@ class TestCompiler:
             result.backward(upstream)
         assert_close(tuple(leaf.grad for leaf in leaves_of(arguments).values()), expected[1:])
 
-    @every_differentiable_case
-    @pytest.mark.parametrize("donated", [False, True])
-    def test_a_kept_graph_compiled(self, case, donated, fresh_compiler):
+    @pytest.mark.parametrize(("case", "backend"), KEPT, ids=str)
+    @pytest.mark.parametrize("donated", [False, True], ids=["kept", "donated"])
+    def test_a_kept_graph(self, case, backend, donated, fresh_compiler):
         """Refused as for any op where the compiler was allowed to overwrite what is saved, right otherwise."""
         arguments = case.arguments(torch.float32)
         upstream = upstream_of(case, arguments)
         expected = outcome(case.op.function, arguments, upstream)
         leaves = tuple(leaves_of(arguments).values())
         with torch._functorch.config.patch(donated_buffer=donated):
-            result = torch.compile(case.op.function, backend="aot_eager", fullgraph=True)(**arguments)
+            result = torch.compile(case.op.function, backend=backend, fullgraph=True)(**arguments)
             for _ in range(2):
                 try:
                     gradients = torch.autograd.grad(result, leaves, upstream, retain_graph=True)
@@ -727,47 +734,244 @@ class TestOps:
 
 
 AUTOCAST = [case for case in DIFFERENTIABLE if case.op.namesake]
+HALF = (torch.bfloat16, torch.float16)
 
 
-def autocast_paths(case, arguments):
-    """name: a function of no argument that gives the result by another way through the library."""
-    function, names = case.op.function, leaves_of(arguments)
-    bound, leaves = bind(function, constants(arguments), names), tuple(names.values())
-    detached = tuple(leaf.detach() for leaf in leaves)
+def numbered(tensor):
+    return torch.arange(tensor.numel(), dtype=tensor.dtype).view_as(tensor)
 
-    def dual():
+
+class Paths:
+    """The ways through the library that lead to one result: functions of no argument."""
+
+    def __init__(self, case, arguments):
+        names, tensors = leaves_of(arguments), tensors_of(arguments)
+        self.of_leaves = bind(case.op.function, constants(arguments), names)
+        self.of_tensors = bind(case.op.function, arguments, tensors)
+        self.leaves, self.tensors = tuple(names.values()), tuple(tensors.values())
+        self.detached = tuple(leaf.detach() for leaf in self.leaves)
+        # Exact in every dtype, and not along what leaves the loss as it is.
+        self.directions = tuple(numbered(leaf) % 3 - 1 for leaf in self.detached)
+
+    def mapped(self, *tensors):
+        return torch.vmap(self.of_tensors)(*(tensor.unsqueeze(0) for tensor in tensors)).squeeze(0)
+
+    def dual(self):
         with forward_ad.dual_level():
-            return forward_ad.unpack_dual(bound(*(forward_ad.make_dual(x, torch.ones_like(x)) for x in detached)))
+            return forward_ad.unpack_dual(self.of_leaves(*map(forward_ad.make_dual, self.detached, self.directions)))
 
-    def compiled(*leaves):
-        return torch.compile(bound, backend="aot_eager", fullgraph=True)(*leaves)
+    def values(self):
+        return {
+            "no graph": lambda: self.of_leaves(*self.detached),
+            "graph": lambda: self.of_leaves(*self.leaves),
+            "forward AD": lambda: self.dual().primal,
+            "vjp": lambda: torch.func.vjp(self.of_leaves, *self.detached)[0],
+            "jvp": lambda: torch.func.jvp(self.of_leaves, self.detached, self.directions)[0],
+            "vmap": lambda: self.mapped(*(tensor.detach() for tensor in self.tensors)),
+            "vmap with a graph": lambda: self.mapped(*self.tensors),
+        }
 
-    def mapped(*leaves):
-        return torch.vmap(bound)(*(leaf.unsqueeze(0) for leaf in leaves)).squeeze(0)
+    def tangents(self):
+        return {
+            "forward AD": lambda: self.dual().tangent,
+            "jvp": lambda: torch.func.jvp(self.of_leaves, self.detached, self.directions)[1],
+        }
 
-    return {
-        "no graph": lambda: bound(*detached),
-        "graph": lambda: bound(*leaves),
-        "forward AD": lambda: dual().primal,
-        "tangent": lambda: dual().tangent,
-        "vjp": lambda: torch.func.vjp(bound, *detached)[0],
-        "jvp": lambda: torch.func.jvp(bound, detached, detached)[0],
-        "jvp's tangent": lambda: torch.func.jvp(bound, detached, detached)[1],
-        "vmap": lambda: mapped(*detached),
-        "vmap with a graph": lambda: mapped(*leaves),
-        "compiled": lambda: compiled(*detached),
-        "compiled with a graph": lambda: compiled(*leaves),
-        "compiled vmap": lambda: torch.compile(mapped, backend="aot_eager", fullgraph=True)(*detached),
-    }
+    def compiled(self):
+        def compiled(function, tensors):
+            return lambda: torch.compile(function, backend="aot_eager", fullgraph=True)(*tensors)
+
+        return {
+            "no graph": compiled(self.of_leaves, self.detached),
+            "graph": compiled(self.of_leaves, self.leaves),
+            "vmap": compiled(self.mapped, self.tensors),
+        }
+
+
+def in_double(arguments):
+    def cast(tensor):
+        wide = tensor.detach().double() if tensor.is_floating_point() else tensor
+        return wide.requires_grad_(tensor.requires_grad)
+
+    return tree_map_only(Tensor, cast, arguments)
 
 
 class TestAutocast:
-    @pytest.mark.parametrize("case", AUTOCAST, ids=str)
-    @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=name_of)
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=name_of)
-    def test_every_path_has_torchs_dtype(self, case, dtype, half, fresh_compiler):
-        arguments = case.arguments(dtype)
+    @staticmethod
+    def check(case, arguments, half, paths, expected):
         with torch.autocast("cpu", dtype=half):
-            expected = case.op.namesake(**constants(arguments)).dtype
-            results = {name: path() for name, path in autocast_paths(case, arguments).items()}
-        assert {name: result.dtype for name, result in results.items()} == dict.fromkeys(results, expected)
+            dtype = case.op.namesake(**constants(arguments)).dtype
+            results = {name: path() for name, path in paths.items()}
+        assert {name: result.dtype for name, result in results.items()} == dict.fromkeys(paths, dtype)
+        for result in results.values():
+            assert_near(result, expected)
+
+    @pytest.mark.parametrize("case", AUTOCAST, ids=str)
+    @pytest.mark.parametrize("half", HALF, ids=name_of)
+    @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=name_of)
+    def test_every_path_has_torchs_dtype(self, case, dtype, half):
+        arguments = case.arguments(dtype)
+        paths, exact = Paths(case, arguments), in_double(arguments)
+        self.check(case, arguments, half, paths.values(), case.op.reference(**exact))
+        self.check(case, arguments, half, paths.tangents(), Paths(case, exact).dual().tangent)
+
+    @pytest.mark.parametrize("case", [case for case in AUTOCAST if case in FIRST], ids=str)
+    @pytest.mark.parametrize("half", HALF, ids=name_of)
+    @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=name_of)
+    def test_compiled(self, case, dtype, half, fresh_compiler):
+        arguments = case.arguments(dtype)
+        self.check(case, arguments, half, Paths(case, arguments).compiled(), case.op.reference(**in_double(arguments)))
+
+    @pytest.mark.parametrize("case", AUTOCAST, ids=str)
+    @pytest.mark.parametrize("create_graph", [False, True])
+    def test_gradients_have_the_dtype_of_their_arguments(self, case, create_graph):
+        arguments = case.arguments(torch.bfloat16)
+        exact = in_double(arguments)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = case.op.function(**arguments)
+        upstream = torch.randn_like(result)
+        gradients = torch.autograd.grad(
+            result, tuple(leaves_of(arguments).values()), upstream, create_graph=create_graph
+        )
+        expected = torch.autograd.grad(case.op.reference(**exact), tuple(leaves_of(exact).values()), upstream.double())
+        for gradient, wanted in zip(gradients, expected, strict=True):
+            assert gradient.dtype == torch.bfloat16
+            assert_close(gradient, wanted.bfloat16(), rtol=2**-6, atol=2**-8)
+
+    @pytest.mark.parametrize("case", AUTOCAST, ids=str)
+    @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=name_of)
+    def test_cuda(self, case, dtype):
+        """The key of CUDA, by tensors that have no memory: there need not be a GPU."""
+        arguments = constants(case.arguments(dtype))
+        with FakeTensorMode():
+            on_cuda = {n: torch.empty(t.shape, dtype=t.dtype, device="cuda") for n, t in tensors_of(arguments).items()}
+            given = {**arguments, **on_cuda}
+            torch.set_autocast_enabled("cuda", True)
+            try:
+                results = [case.op.function(**given), case.op.namesake(**given)]
+            finally:
+                torch.set_autocast_enabled("cuda", False)
+        assert [result.device.type for result in results] == ["cuda", "cuda"]
+        assert results[0].dtype == results[1].dtype
+
+    @every_loss
+    def test_grad_scaler(self, op):
+        """Trains as with torch's loss of what is kept, the steps that overflow and are skipped included."""
+
+        def train(loss):
+            torch.manual_seed(1)
+            model = nn.Linear(6, C)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=2)
+            x, target, mask = torch.randn(20, 6), torch.randint(C, (20,)), torch.rand(20) < 0.6
+            scales = []
+            for _ in range(12):
+                optimizer.zero_grad()
+                with torch.autocast("cpu", dtype=torch.float16):
+                    value = loss(model(x), target, mask)
+                scaler.scale(value).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                scales.append(scaler.get_scale())
+            return scales, value.detach(), *(parameter.detach() for parameter in model.parameters())
+
+        ours = train(op.function)
+        theirs = train(lambda x, target, mask: op.namesake(x[mask], target[mask]))
+        assert ours[0] == theirs[0]
+        assert min(ours[0]) < 2.0**18  # a step was skipped
+        assert_close(ours[1:], theirs[1:], rtol=1e-2, atol=1e-3)
+
+
+def with_every_argument(function, arguments):
+    """A saved TorchScript function has lost its defaults of a Union type: all arguments are given."""
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name: arguments.get(parameter.name, parameter.default) for parameter in parameters}
+
+
+def saved_and_loaded(scripted):
+    buffer = io.BytesIO()
+    torch.jit.save(scripted, buffer)
+    buffer.seek(0)
+    return torch.jit.load(buffer)
+
+
+class TestTorchScript:
+    @every_case
+    @pytest.mark.parametrize("saved", [False, True], ids=["scripted", "saved"])
+    def test_function(self, case, saved):
+        scripted = torch.jit.script(case.op.function)
+        scripted = saved_and_loaded(scripted) if saved else scripted
+        arguments = with_every_argument(case.op.function, case.arguments(torch.float32))
+        upstream = upstream_of(case, arguments)
+        for _ in range(3):  # the second and third run are the profiled and the optimised one
+            assert_close(outcome(scripted, arguments, upstream), outcome(case.op.function, arguments, upstream))
+
+    @every_case
+    def test_traced(self, case):
+        first, second = (case.arguments(torch.float32) for _ in range(2))
+        names = list(tensors_of(first))
+        if not names:
+            return
+        traced = torch.jit.trace(bind(case.op.function, first, names), tuple(tensors_of(first).values()))
+        assert_same_bits(traced(*tensors_of(second).values()), case.op.function(**second))
+
+
+def module_of(case, arguments):
+    """The module of a case, and what its forward takes."""
+    names = inspect.signature(case.op.module).parameters
+    module = case.op.module(**{name: value for name, value in arguments.items() if name in names})
+    return module, {name: value for name, value in arguments.items() if name not in names}
+
+
+def takes(case):
+    """Whether the module can be given what the case has: buffers are of one rank."""
+    return case.op.module is not None and getattr(case.arguments().get("class_mask"), "ndim", 1) == 1
+
+
+def pickled(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+def saved_by_torch(module):
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+def from_state_dict(module):
+    fresh = copy.deepcopy(module)
+    for buffer in fresh.buffers():
+        buffer.zero_()
+    fresh.load_state_dict(pickled(module.state_dict()))
+    return fresh
+
+
+@pytest.mark.parametrize("case", [case for case in EVERY if takes(case)], ids=str)
+class TestModules:
+    def test_is_the_function(self, case):
+        arguments = case.arguments(torch.float32)
+        module, given = module_of(case, arguments)
+        assert_same_bits(module(**given), case.op.function(**arguments))
+
+    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled, saved_by_torch, from_state_dict])
+    def test_copies(self, case, copied):
+        arguments = case.arguments(torch.float32)
+        module, given = module_of(case, arguments)
+        assert_same_bits(copied(module)(**given), case.op.function(**arguments))
+
+    @pytest.mark.parametrize("saved", [False, True], ids=["scripted", "saved"])
+    def test_script(self, case, saved):
+        arguments = case.arguments(torch.float32)
+        module, given = module_of(case, arguments)
+        scripted = torch.jit.script(module)
+        scripted = saved_and_loaded(scripted) if saved else scripted
+        upstream = upstream_of(case, arguments)
+        assert_close(outcome(scripted, given, upstream), outcome(module, given, upstream))
+
+    def test_repr_names_the_arguments(self, case):
+        arguments = case.arguments()
+        module, _ = module_of(case, arguments)
+        for name in inspect.signature(case.op.module).parameters:
+            if name not in dict(module.named_buffers()) and name not in ("weight", "class_mask"):
+                assert f"{name}={getattr(module, name)!r}" in repr(module)
