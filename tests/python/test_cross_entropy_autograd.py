@@ -201,3 +201,92 @@ def test_saved_tensors_may_be_packed(reduction):
         (gradient,) = torch.autograd.grad(loss.sum() * 3, x, retain_graph=True)
         expected = loss_and_gradient(cross_entropy, x, target, mask, reduction=reduction)[1]
         assert_near(gradient, 3 * expected.double())
+
+
+def test_float16_gradients_survive_a_loss_scale():
+    # Divided by the rows and rounded to float16 before they are scaled, most of these would be 0.
+    torch.manual_seed(0)
+    logits = torch.randn(4096, 200).half().requires_grad_()
+    target = torch.randint(200, (4096,))
+    with torch.autocast("cpu", torch.float16):
+        loss = cross_entropy(logits, target)  # float32
+    (loss * 65536).backward()
+    exact = logits.detach().double().requires_grad_()
+    (F.cross_entropy(exact, target) * 65536).backward()
+    assert (logits.grad != 0).all()
+    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_hook_on_the_logits_runs_once(reduction, create_graph):
+    leaf = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    target, calls = torch.tensor([0, 1, 2]), []
+    logits = leaf * 1
+    logits.retain_grad()
+    logits.register_hook(lambda gradient: calls.append(gradient) or gradient * 2)
+    loss = cross_entropy(logits, target, reduction=reduction).sum()
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=create_graph)
+    (plain,) = torch.autograd.grad(cross_entropy(leaf, target, reduction=reduction).sum(), leaf)
+    assert len(calls) == 1
+    torch.testing.assert_close(gradient, 2 * plain)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("classes", [10, 1000])  # rows beside one another; rows one by one
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_large_logits_keep_their_digits(reduction, classes, label_smoothing):
+    torch.manual_seed(0)
+    logits, target = torch.randn(16, classes) + 1e5, torch.randint(classes, (16,))
+    options = dict(reduction=reduction, label_smoothing=label_smoothing)
+    loss, gradient = loss_and_gradient(lambda x: cross_entropy(x, target, **options), logits)
+    exact, exact_gradient = loss_and_gradient(lambda x: F.cross_entropy(x, target, **options), logits.double())
+    torch.testing.assert_close(loss.double(), exact, rtol=2e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=0, atol=2e-7)
+    batched = torch.vmap(lambda x, t: cross_entropy(x, t, **options))(logits, target)  # by the composite
+    torch.testing.assert_close(batched.sum().double(), exact.sum(), rtol=2e-6, atol=0)
+
+
+def test_saved_tensors_that_hooks_share_stay_as_they_are():
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append((t, t.clone())) or t, lambda t: t):
+        loss = cross_entropy(torch.randn(3, 4, requires_grad=True), torch.tensor([0, 1, 2]))
+    (loss * 3).backward()
+    assert packed
+    for tensor, copy in packed:
+        assert_same_bits(tensor, copy)
+
+
+def test_a_zero_sample_weight_has_its_gradient_through_vmap():
+    logits, target = torch.randn(2, 3, 4), torch.randint(4, (2, 3))
+    weights = torch.tensor([[0.0, 1, 1], [0, 1, 0]])
+
+    def total(weights):
+        return torch.vmap(lambda x, t, w: cross_entropy(x, t, sample_weight=w, reduction="sum"))(
+            logits, target, weights
+        ).sum()
+
+    expected = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(2, 3)
+    torch.testing.assert_close(torch.func.grad(total)(weights), expected)
+
+
+def test_rows_without_a_divisor_are_not_read():
+    logits = torch.randn(2, 4)
+    logits[0] = float("nan")
+    logits.requires_grad_()
+    loss = cross_entropy(logits, torch.tensor([1, 2]), sample_weight=torch.zeros(2, requires_grad=True))
+    loss.backward()
+    assert loss == 0
+    assert_positive_zero(logits.grad)
+
+
+@pytest.mark.parametrize("argument", ["weight", "normalizer"])
+def test_arguments_without_a_derivative_say_so(argument):
+    logits, target = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    value = torch.rand(4) if argument == "weight" else torch.tensor(2.0)
+    with pytest.raises(RuntimeError, match=f"expected {argument} that does not require grad"):
+        torch.func.jvp(lambda v: cross_entropy(logits, target, **{argument: v}), (value,), (value,))
+    with pytest.raises(RuntimeError, match=f"expected {argument} that does not require grad"):
+        torch.func.grad(lambda v: torch.vmap(lambda x: cross_entropy(x, target, **{argument: v}))(logits[None]).sum())(
+            value
+        )

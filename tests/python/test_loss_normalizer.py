@@ -77,3 +77,8 @@ def test_divisors_are_the_same_on_any_number_of_threads(threads):
             divisors.append(loss_normalizer(target, sample_weight=weights))
     assert_same_bits(*divisors)
     assert_near(divisors[0], weights.double().sum())
+
+
+def test_a_class_mask_for_any_number_of_classes():
+    target = torch.tensor([0, 3, 2])
+    assert loss_normalizer(target, class_mask=torch.tensor([[True], [True], [False]])) == 2

@@ -341,3 +341,25 @@ class TestInPlaceAndAutograd:
             in_place = masked_fill_(x * 1, mask, 1.0)
         assert not result.requires_grad
         assert_same_bits(in_place, result)
+
+
+def test_inference_mode_counts_its_writes():
+    x, w = torch.randn(4), torch.randn(4, requires_grad=True)
+    loss = (x * w).sum()
+    with torch.inference_mode():
+        masked_fill_(x, torch.ones(4, dtype=torch.bool), 0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_inference_tensors_are_not_written_outside_inference_mode():
+    with torch.inference_mode():
+        x = torch.ones(4)
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside InferenceMode"):
+        masked_fill_(x, torch.ones(4, dtype=torch.bool), 0)
+
+
+def test_a_mask_in_the_memory_of_the_input():
+    x = torch.tensor([3, 0, 1, 0], dtype=torch.uint8)
+    masked_fill_(x, x.view(torch.int8), 7)
+    assert x.tolist() == [7, 0, 7, 0]

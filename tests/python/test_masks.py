@@ -138,3 +138,9 @@ def test_check_targets_names_the_first_of_many(threads):
     for count in (1, 2):
         with threads(count), pytest.raises(IndexError, match=r"got 6 .*\[77777\]"):
             check_targets(target, 5)
+
+
+def test_causal_mask_is_made_on_the_default_device():
+    with torch.device("meta"):
+        assert causal_mask(3).device.type == "meta"
+    assert causal_mask(3, device=torch.device("meta")).device.type == "meta"
