@@ -55,19 +55,19 @@ class SavedCall {
   variable_list tensors_;
 };
 
-// The loss in the accumulation dtype, by the fused ops.
+// The loss by the fused ops, which return it in the accumulation dtype.
 struct CrossEntropyFunction : Function<CrossEntropyFunction> {
   static constexpr bool is_traceable = true;
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                        const CrossEntropyOptions& options) {
+                        const CrossEntropyOptions& options, at::ScalarType type) {
     const at::AutoDispatchBelowADInplaceOrView below;
     auto [loss, result] = makes_gradient(input, options) ? call<CrossEntropyForwardGrad>(input, target, mask, options)
                                                          : call<CrossEntropyForward>(input, target, mask, options);
     SavedCall::save(ctx, input, target, mask, options, result);
     // Hooks may hand the same tensor to others.
     ctx->saved_data["shared"] = at::SavedTensorDefaultHooks::get_hooks().has_value();
-    return loss;
+    return loss.to(type);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -82,7 +82,7 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
     } else {
       gradient = call<CrossEntropyBackward>(grad, saved.input(), saved.target(), saved.result(), mask, saved.options);
     }
-    return {gradient, Tensor(), Tensor(), Tensor()};
+    return {gradient, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 
   // A scalar's gradient is made while each row is at hand; the losses of 'none' wait for theirs. So does float16, whose
@@ -101,40 +101,39 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
   }
 };
 
-Tensor fused(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-             const CrossEntropyOptions& options) {
+Tensor fused(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const CrossEntropyOptions& options,
+             at::ScalarType type) {
   if (input.requires_grad() && at::GradMode::is_enabled()) {
-    return CrossEntropyFunction::apply(input, target, mask, options);
+    return CrossEntropyFunction::apply(input, target, mask, options, type);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
-  return std::get<0>(call<CrossEntropyForward>(input, target, mask, options));
+  return std::get<0>(call<CrossEntropyForward>(input, target, mask, options)).to(type);
 }
 
 // For a sample_weight that is differentiated: fused losses of the rows, and the N-sized rest in ATen ops.
 Tensor differentiable_weights(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                               const CrossEntropyOptions& options) {
   const auto rows = check_cross_entropy(input, target, mask, options);
-  const auto plan = composite_plan(rows, options.reduction, options.normalizer, accumulation_type(input.scalar_type()));
+  const auto type = accumulation_type(input.scalar_type());
+  const auto plan = composite_plan(rows, options.reduction, options.normalizer, type);
   auto unweighted = options;
   unweighted.reduction = Reduction::None;
   unweighted.sample_weight = unweighted.normalizer = std::nullopt;
-  return composite_reduce(fused(input, target, plan.keep, unweighted), plan, options.reduction);
+  return composite_reduce(fused(input, target, plan.keep, unweighted, type), plan, options.reduction);
 }
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                      const CrossEntropyOptions& options) {
   static const auto forward = CrossEntropyForward::find(CrossEntropyForward::name);
   check_cross_entropy(input, target, mask, options);
-  Tensor loss;
-  if (functorch_active() || has_tangent(input) || has_tangent(options.sample_weight) || !has_kernel(forward, input)) {
-    loss = composite_cross_entropy(input, target, mask, options);
-  } else if (is_differentiated(options.sample_weight)) {
-    loss = differentiable_weights(input, target, mask, options);
-  } else {
-    loss = fused(input, target, mask, options);
-  }
   const auto type = result_type(input);
-  return loss.scalar_type() == type ? loss : loss.to(type);
+  if (functorch_active() || has_tangent(input) || has_tangent(options.sample_weight) || !has_kernel(forward, input)) {
+    return composite_cross_entropy(input, target, mask, options).to(type);
+  }
+  if (is_differentiated(options.sample_weight)) {
+    return differentiable_weights(input, target, mask, options).to(type);
+  }
+  return fused(input, target, mask, options, type);
 }
 
 // Integers, without a derivative: here for its check alone, which has a word for tensors of other layouts.
