@@ -1,14 +1,9 @@
-"""The ops under opcheck, compilers, TorchScript, export, fx, modes and meta tensors."""
-
-import io
-from typing import List, Optional, Union
+"""What only some of the ops meet among compilers, tracers, modes and meta tensors."""
 
 import pytest
 import torch
-from torch import Tensor
 
 from masked_loss import (
-    CrossEntropyLoss,
     causal_mask,
     check_targets,
     cross_entropy,
@@ -18,10 +13,13 @@ from masked_loss import (
     masked_fill_,
     sequence_mask,
 )
-from problems import REDUCTIONS, B, C, T, batch, every_option, every_reduction
 from reference import assert_near, assert_same_bits
 
-ops = torch.ops.masked_loss
+B, T, C = 3, 4, 5
+
+
+def batch(dtype=torch.float32):
+    return torch.randn(B, T, C, dtype=dtype), torch.randint(3, (B, T)), torch.rand(B, T) < 0.7
 
 
 @pytest.fixture
@@ -31,22 +29,10 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-
-
-
-
-
-
 def loss_and_gradients(function, *leaves, upstream=None):
     leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
     loss = function(*leaves)
     return loss.detach(), *torch.autograd.grad(loss, leaves, upstream)
-
-
-
-
-
-
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -85,24 +71,6 @@ def test_compiled_masks_and_checks(fresh_compiler):
         function(lengths, tokens.fill_(9))
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 class TestMeta:
     @every_reduction
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -119,8 +87,6 @@ class TestMeta:
             expected.sum().backward()
             assert (fake.grad.shape, fake.grad.dtype) == (x.shape, dtype)
             assert fake.grad.stride() == real.grad.stride()
-
-
 
 
 class TestWhatLooksOverTheDispatchersShoulder:
