@@ -92,16 +92,13 @@ class Work {
     work_.class_mask = nullptr;
     work_.class_mask_stride = 0;
     if (!arguments.class_mask) return;
-    const auto& given = *arguments.class_mask;
-    const auto rank = input.dim();
-    const auto dim = given.dim() == rank ? arguments.dim : 0;
+    const ClassMask classes(arguments);
     // One number for all classes masks the row, which the plan knows.
-    if (given.size(dim) == 1 && input.size(arguments.dim) != 1) return;
-    class_mask_ = given.scalar_type() == at::kBool ? given : given.ne(0);
-    if (class_mask_.stride(dim) != 1 && work_.logits_stride == 1) class_mask_ = class_mask_.contiguous();
-    work_.class_mask_stride = class_stride(class_mask_, dim);
+    if (classes.mask.size(classes.dim) == 1 && input.size(arguments.dim) != 1) return;
+    class_mask_ = classes.mask;
     work_.class_mask = class_mask_.const_data_ptr<bool>();
-    if (given.dim() == rank) strides = row_strides(class_mask_, dim);
+    work_.class_mask_stride = class_stride(class_mask_, classes.dim);
+    strides = classes.strides;
   }
 
   Tensor weight_, class_mask_;

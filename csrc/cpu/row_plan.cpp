@@ -48,14 +48,12 @@ class RowReader {
     // Without a number of classes only negative targets are known to be wrong.
     view_.classes = arguments.classes ? arguments.classes->expect_int() : std::numeric_limits<std::int64_t>::max();
     if (arguments.class_mask) {
-      const auto& class_mask = *arguments.class_mask;
-      class_mask_ = class_mask.scalar_type() == at::kBool ? class_mask : class_mask.ne(0);
+      const ClassMask classes(arguments);
+      class_mask_ = classes.mask;
       view_.class_mask = class_mask_.const_data_ptr<bool>();
-      const bool along_dim = class_mask_.dim() == 1 && target.dim() != 0;
-      const auto dim = along_dim ? 0 : arguments.dim;
-      view_.class_mask_stride = class_mask_.stride(dim);
-      view_.class_mask_size = class_mask_.size(dim);
-      if (!along_dim) strides[3] = row_strides(class_mask_, dim);
+      view_.class_mask_stride = class_mask_.stride(classes.dim);
+      view_.class_mask_size = class_mask_.size(classes.dim);
+      strides[3] = classes.strides;
     }
     view_.ignored = arguments.ignore_index.data();
     view_.ignored_count = static_cast<int>(arguments.ignore_index.size());
@@ -119,6 +117,13 @@ ChunkSums read_rows(const RowArguments& arguments, const RowReader<A>& read, std
 }
 
 }  // namespace
+
+ClassMask::ClassMask(const RowArguments& arguments) : mask(*arguments.class_mask) {
+  if (mask.scalar_type() != at::kBool) mask = mask.ne(0);
+  const bool shared = mask.dim() == 1 && arguments.target.dim() != 0;
+  dim = shared ? 0 : arguments.dim;
+  if (!shared) strides = row_strides(mask, dim);
+}
 
 template <class A>
 RowPlan<A> make_row_plan(const RowArguments& arguments, Reduction reduction, const OptionalTensor& normalizer) {

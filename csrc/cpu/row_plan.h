@@ -15,6 +15,15 @@ struct RowPlan {
   c10::SmallBuffer<A, 64> coefficient;       // sample weight x reduction
 };
 
+// A class mask as kernels read it.
+struct ClassMask {
+  explicit ClassMask(const RowArguments& arguments);
+
+  Tensor mask;            // bool
+  std::int64_t dim;       // of the classes in `mask`
+  at::DimVector strides;  // of its rows; none for a mask [C], which all of them share
+};
+
 // Throws an IndexError for the first kept target that is out of range. A is float or double.
 template <class A>
 RowPlan<A> make_row_plan(const RowArguments& arguments, Reduction reduction, const OptionalTensor& normalizer);

@@ -25,3 +25,10 @@ def threads():
             torch.set_num_threads(before)
 
     return use
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
