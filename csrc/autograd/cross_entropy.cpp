@@ -55,6 +55,9 @@ class SavedCall {
   variable_list tensors_;
 };
 
+// Below autograd an op must not return its input, which Tensor::to does where there is nothing to convert.
+Tensor converted(const Tensor& loss, at::ScalarType type) { return loss.scalar_type() == type ? loss : loss.to(type); }
+
 // The loss by the fused ops, which return it in the accumulation dtype.
 struct CrossEntropyFunction : Function<CrossEntropyFunction> {
   static constexpr bool is_traceable = true;
@@ -67,7 +70,7 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
     SavedCall::save(ctx, input, target, mask, options, result);
     // Hooks may hand the same tensor to others.
     ctx->saved_data["shared"] = at::SavedTensorDefaultHooks::get_hooks().has_value();
-    return loss.to(type);
+    return converted(loss, type);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -107,7 +110,7 @@ Tensor fused(const Tensor& input, const Tensor& target, const OptionalTensor& ma
     return CrossEntropyFunction::apply(input, target, mask, options, type);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
-  return std::get<0>(call<CrossEntropyForward>(input, target, mask, options)).to(type);
+  return converted(std::get<0>(call<CrossEntropyForward>(input, target, mask, options)), type);
 }
 
 // For a sample_weight that is differentiated: fused losses of the rows, and the N-sized rest in ATen ops.

@@ -57,8 +57,9 @@ def causal_mask(query_len: int, key_len: Optional[int] = None, *, device: Option
     tensor([[ True, False, False],
             [ True,  True, False]])
     """
-    if device is None and not torch.jit.is_scripting():
-        device = torch.get_default_device()
+    if not torch.jit.is_scripting():
+        if device is None and not torch.compiler.is_compiling():
+            device = torch.get_default_device()
     return torch.ops.masked_loss.causal_mask(query_len, key_len, device)
 
 

@@ -6,7 +6,6 @@ import functools
 import inspect
 import io
 import pickle
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,12 +13,24 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.autograd.functional import hessian, jacobian
-from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
+from cases import (
+    Case,
+    Problem,
+    bind,
+    calls_of,
+    constants,
+    dot,
+    in_double,
+    leaves_of,
+    outcome,
+    stacked,
+    tensors_of,
+    upstream_of,
+)
 from ops import OPS, Arguments, C, Op
 from reference import assert_near, assert_same_bits
 
@@ -32,48 +43,14 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-class Case(NamedTuple):
-    op: Op
-    sample: str
-
-    def __str__(self):
-        return f"{self.op.name} {self.sample}".strip()
-
-    def arguments(self, dtype=torch.float64, size=3) -> Arguments:
-        """New ones at every call; `dtype` is that of the floating tensors."""
-
-        def cast(value):
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                return value
-            return value.detach().to(dtype).requires_grad_(value.requires_grad)
-
-        return {name: cast(value) for name, value in self.op.samples[self.sample](size).items()}
-
-
-def tensors_of(arguments):
-    return {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
-
-
-def leaves_of(arguments):
-    return {name: tensor for name, tensor in tensors_of(arguments).items() if tensor.requires_grad}
-
-
-def constants(arguments):
-    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in arguments.items()}
-
-
-def bind(function, arguments, names):
-    """`function` of the named arguments alone."""
-    return lambda *values: function(**{**arguments, **dict(zip(names, values, strict=True))})
-
-
 EVERY = [Case(op, sample) for op in OPS for sample in op.samples]
+WITH_TENSORS = [case for case in EVERY if tensors_of(case.arguments())]
 DIFFERENTIABLE = [case for case in EVERY if leaves_of(case.arguments())]
 # For what takes long: the first sample of each op.
-FIRST = [Case(op, next(iter(op.samples))) for op in OPS]
+FIRST = [case for case in EVERY if case.sample == next(iter(case.op.samples))]
+FIRST_DIFFERENTIABLE = [case for case in FIRST if case in DIFFERENTIABLE]
 LOSSES = [op for op in OPS if op.module]
 
-every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 every_loss = pytest.mark.parametrize("op", LOSSES, ids=lambda op: op.name)
 every_case = pytest.mark.parametrize("case", EVERY, ids=str)
 every_differentiable_case = pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
@@ -90,43 +67,8 @@ def except_blocked(what):
     return pytest.mark.parametrize("case", [parameter(case) for case in cases], ids=str)
 
 
-class Problem:
-    """A case as a function of what is differentiated, beside its reference."""
-
-    def __init__(self, case, dtype=torch.float64, curved=False):
-        arguments = case.arguments(dtype)
-        self.leaves = tuple(leaves_of(arguments).values())
-        self.function, self.reference = (
-            bind(function, constants(arguments), leaves_of(arguments))
-            for function in (case.op.function, case.op.reference)
-        )
-        if curved:  # so that what is linear in an argument has second derivatives too
-            self.function, self.reference = curve(self.function), curve(self.reference)
-        self.upstream = torch.randn_like(self.function(*self.leaves).detach())
-        self.directions = tuple(torch.randn_like(leaf) for leaf in self.leaves)
-
-    def gradients(self, function=None, **options):
-        return torch.autograd.grad((function or self.function)(*self.leaves), self.leaves, self.upstream, **options)
-
-    def second_derivatives(self, function):
-        """In the directions, from autograd twice."""
-        first = self.gradients(function, create_graph=True)
-        return torch.autograd.grad(dot(first, self.directions), self.leaves)
-
-    def duals(self):
-        return tuple(map(forward_ad.make_dual, self.leaves, self.directions))
-
-
-def curve(function):
-    return lambda *leaves: function(*(leaf * leaf for leaf in leaves))
-
-
 def negate_gradient(leaf):
     leaf.grad.neg_()
-
-
-def dot(tensors, others):
-    return sum((a * b).sum() for a, b in zip(tensors, others, strict=True))
 
 
 class TestAutograd:
@@ -308,13 +250,6 @@ class TestAutograd:
         assert noticed
 
 
-def stacked(case, times=3, **options):
-    """The tensors of several samples, with a batch dimension in front, and the rest of the arguments."""
-    each = [case.arguments(**options) for _ in range(times)]
-    tensors = {name: torch.stack([a[name].detach() for a in each]) for name in tensors_of(each[0])}
-    return tensors, constants(each[0])
-
-
 def in_dims_of(case):
     """name: where each tensor has its batch dimension, or None where it has none."""
     ranks = {name: tensor.dim() for name, tensor in tensors_of(case.arguments()).items()}
@@ -330,7 +265,7 @@ def in_dims_of(case):
 
 
 VMAPS = [
-    pytest.param(case, dims, id=f"{case} {name}") for case in EVERY if tensors_of(case.arguments())
+    pytest.param(case, dims, id=f"{case} {name}") for case in WITH_TENSORS
     for name, dims in in_dims_of(case).items()
 ]  # fmt: skip
 
@@ -411,7 +346,7 @@ class TestTransforms:
             dim = dims[names[i]]
             assert_close(ours, each.sum(0) if dim is None else each.movedim(0, dim))
 
-    @pytest.mark.parametrize("case", [case for case in EVERY if tensors_of(case.arguments())], ids=str)
+    @pytest.mark.parametrize("case", WITH_TENSORS, ids=str)
     def test_nested_vmap(self, case):
         pairs = [stacked(case, 2) for _ in range(3)]
         rest, names = pairs[0][1], list(pairs[0][0])
@@ -453,18 +388,6 @@ def per_sample_problem(case, dtype=torch.float64):
         return torch.func.grad(loss)(parameters)
 
     return gradient, {name: parameter.detach() for name, parameter in model.named_parameters()}, batch
-
-
-def outcome(function, arguments, upstream=None):
-    """The value, and the gradients of what requires one."""
-    result = function(**arguments)
-    leaves = tuple(leaves_of(arguments).values())
-    return (result.detach(), *(torch.autograd.grad(result, leaves, upstream) if leaves else ()))
-
-
-def upstream_of(case, arguments):
-    result = case.op.function(**arguments)
-    return torch.randn_like(result) if result.is_floating_point() else None
 
 
 def assert_compiles(case, **options):
@@ -511,7 +434,7 @@ def dynamic_shapes_of(case):
 
 
 KEPT = [(case, "aot_eager") for case in DIFFERENTIABLE]
-KEPT += [(case, "inductor") for case in FIRST if case in DIFFERENTIABLE]
+KEPT += [(case, "inductor") for case in FIRST_DIFFERENTIABLE]
 
 
 class Program(nn.Module):
@@ -587,7 +510,7 @@ class TestCompiler:
                 except RuntimeError as error:
                     assert donated and "donated" in str(error)
 
-    @pytest.mark.parametrize("case", [case for case in DIFFERENTIABLE if case in FIRST], ids=str)
+    @pytest.mark.parametrize("case", FIRST_DIFFERENTIABLE, ids=str)
     def test_transforms_compiled(self, case, fresh_compiler):
         problem = Problem(case, torch.float32, curved=True)
         leaves = tuple(leaf.detach() for leaf in problem.leaves)
@@ -607,14 +530,14 @@ class TestCompiler:
             compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
             assert_close(compiled(*leaves), function(*leaves))
 
-    @pytest.mark.parametrize("case", [case for case in FIRST if tensors_of(case.arguments())], ids=str)
+    @pytest.mark.parametrize("case", [case for case in FIRST if case in WITH_TENSORS], ids=str)
     def test_vmap_compiled(self, case, fresh_compiler):
         tensors, rest = stacked(case, dtype=torch.float32)
         function = torch.vmap(bind(case.op.function, rest, tensors))
         compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
         assert_close(compiled(*tensors.values()), function(*tensors.values()))
 
-    @pytest.mark.parametrize("case", [case for case in DIFFERENTIABLE if case in FIRST], ids=str)
+    @pytest.mark.parametrize("case", FIRST_DIFFERENTIABLE, ids=str)
     def test_per_sample_gradients_compiled(self, case, fresh_compiler):
         function, parameters, batch = per_sample_problem(case, torch.float32)
         compiled = torch.compile(torch.vmap(function, in_dims=(None, 0)), backend="aot_eager", fullgraph=True)
@@ -637,54 +560,6 @@ class TestCompiler:
         for size in (3, 5, 8):
             given, _ = split(constants(case.arguments(torch.float32, size)))
             assert_same_bits(loaded(given), case.op.function(**given, **constant))
-
-
-def ours(op, args, kwargs):
-    """The overload of ours that is called, or None."""
-    if isinstance(op, torch._ops.OpOverloadPacket) and op._qualified_op_name.startswith("masked_loss::"):
-        op = getattr(op, torch._C._jit_resolve_packet(op._qualified_op_name, *args, **kwargs) or "default")
-    return op if isinstance(op, torch._ops.OpOverload) and op.namespace == "masked_loss" else None
-
-
-class PublicCalls(TorchFunctionMode):
-    """Calls above autograd, as (overload, arguments, keyword arguments)."""
-
-    def __init__(self, calls):
-        super().__init__()
-        self.calls = calls
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if op := ours(function, args, kwargs or {}):
-
-            def fresh(tensor):
-                leaf = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-                return leaf * 1 if leaf.requires_grad and op._schema.is_mutable else leaf
-
-            self.calls.append((op, *tree_map_only(Tensor, fresh, (args, kwargs or {}))))
-        return function(*args, **(kwargs or {}))
-
-
-class InnerCalls(TorchDispatchMode):
-    """Calls below autograd."""
-
-    def __init__(self, calls):
-        super().__init__()
-        self.calls = calls
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if op := ours(function, args, kwargs or {}):
-            self.calls.append((op, *tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs or {}))))
-        return function(*args, **(kwargs or {}))
-
-
-def calls_of(op, arguments):
-    """What one forward and backward pass calls, public op and inner ones."""
-    calls = []
-    with PublicCalls(calls), InnerCalls(calls):
-        result = op.function(**arguments)
-        if result.requires_grad:
-            result.backward(torch.ones_like(result))
-    return calls
 
 
 def name_of(value):
@@ -788,14 +663,6 @@ class Paths:
             "graph": compiled(self.of_leaves, self.leaves),
             "vmap": compiled(self.mapped, self.tensors),
         }
-
-
-def in_double(arguments):
-    def cast(tensor):
-        wide = tensor.detach().double() if tensor.is_floating_point() else tensor
-        return wide.requires_grad_(tensor.requires_grad)
-
-    return tree_map_only(Tensor, cast, arguments)
 
 
 class TestAutocast:
@@ -908,13 +775,10 @@ class TestTorchScript:
         for _ in range(3):  # the second and third run are the profiled and the optimised one
             assert_close(outcome(scripted, arguments, upstream), outcome(case.op.function, arguments, upstream))
 
-    @every_case
+    @pytest.mark.parametrize("case", WITH_TENSORS, ids=str)
     def test_traced(self, case):
         first, second = (case.arguments(torch.float32) for _ in range(2))
-        names = list(tensors_of(first))
-        if not names:
-            return
-        traced = torch.jit.trace(bind(case.op.function, first, names), tuple(tensors_of(first).values()))
+        traced = torch.jit.trace(bind(case.op.function, first, tensors_of(first)), tuple(tensors_of(first).values()))
         assert_same_bits(traced(*tensors_of(second).values()), case.op.function(**second))
 
 
