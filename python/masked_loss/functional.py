@@ -44,7 +44,7 @@ def _id_list(op: str, argument: str, ids: Union[int, List[int]]) -> List[int]:
     return ids
 
 
-def _normalizer_tensor(normalizer: Optional[Union[float, Tensor]], input: Tensor) -> Optional[Tensor]:
+def _normalizer_tensor(normalizer: Optional[Union[int, float, Tensor]], input: Tensor) -> Optional[Tensor]:
     if normalizer is None:
         return None
     if isinstance(normalizer, Tensor):
@@ -67,7 +67,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-    normalizer: Optional[Union[float, Tensor]] = None,
+    normalizer: Optional[Union[int, float, Tensor]] = None,
     dim: int = 1,
 ) -> Tensor:
     r"""Cross entropy of class indices over the positions that ``mask`` keeps.
@@ -202,7 +202,7 @@ def check_targets(
     return torch.ops.masked_loss.check_targets(target, num_classes, mask, ids)
 
 
-def masked_fill(input: Tensor, mask: Tensor, value: Union[float, Tensor]) -> Tensor:
+def masked_fill(input: Tensor, mask: Tensor, value: Union[int, float, Tensor]) -> Tensor:
     """``input`` with ``value`` where ``mask`` is True: here, as in torch, True means *fill*.
 
     Args:
@@ -229,7 +229,7 @@ def masked_fill(input: Tensor, mask: Tensor, value: Union[float, Tensor]) -> Ten
     return torch.ops.masked_loss.masked_fill(input, mask, value)
 
 
-def masked_fill_(input: Tensor, mask: Tensor, value: Union[float, Tensor]) -> Tensor:
+def masked_fill_(input: Tensor, mask: Tensor, value: Union[int, float, Tensor]) -> Tensor:
     """:func:`masked_fill` in place: writes ``value`` into ``input`` where ``mask`` is True, and returns ``input``.
 
     Args:

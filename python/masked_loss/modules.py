@@ -52,7 +52,7 @@ class CrossEntropyLoss(nn.Module):
         target: Tensor,
         mask: Optional[Tensor] = None,
         sample_weight: Optional[Tensor] = None,
-        normalizer: Optional[Union[float, Tensor]] = None,
+        normalizer: Optional[Union[int, float, Tensor]] = None,
     ) -> Tensor:
         return functional.cross_entropy(
             input,
