@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
+import masked_loss
 from cases import (
     Case,
     Problem,
@@ -354,16 +355,12 @@ class TestTransforms:
         function = bind(case.op.function, rest, names)
         nested = torch.vmap(torch.vmap(function), in_dims=1, out_dims=1)
         looped = [[function(*(t[i, j] for t in tensors)) for j in range(2)] for i in range(3)]
-        assert_close(nested(*(t.transpose(0, 1).transpose(0, 1) for t in tensors)), stack_rows(looped))
+        assert_close(nested(*tensors), torch.stack([torch.stack(row) for row in looped]))
 
     @every_differentiable_case
     def test_per_sample_gradients(self, case):
         function, parameters, batch = per_sample_problem(case)
         assert_close(torch.vmap(function, in_dims=(None, 0))(parameters, batch), looped(function, parameters, batch))
-
-
-def stack_rows(rows):
-    return torch.stack([torch.stack(row) for row in rows])
 
 
 def looped(function, parameters, batch):
@@ -583,6 +580,10 @@ class TestOps:
         schemas = torch._C._jit_get_all_schemas()
         names = {f"{schema.name}.{schema.overload_name}".rstrip(".") for schema in schemas}
         assert called == {name for name in names if name.startswith("masked_loss::")}
+
+    def test_every_module_is_in_the_table(self):
+        public = (value for value in vars(masked_loss).values() if isinstance(value, type))
+        assert {value for value in public if issubclass(value, nn.Module)} == {op.module for op in LOSSES}
 
     @every_case
     @pytest.mark.parametrize("kind", ["meta", "fake"])
@@ -850,12 +851,11 @@ class TestUpstream:
     def test_inductor_may_be_told_to_keep_saved_tensors(self, fresh_compiler):
         x, weight = torch.randn(30, 50, requires_grad=True), torch.randn(50, 50)
         gradients = []
-        with torch._inductor.utils.fresh_inductor_cache():
-            for donated in (True, False):
-                torch._dynamo.reset()
-                with torch._functorch.config.patch(donated_buffer=donated):
-                    result = torch.compile(lambda x: torch.mm(x, weight).sin().sum())(x)
-                    for _ in range(1 if donated else 2):
-                        gradients += torch.autograd.grad(result, x, retain_graph=not donated)
+        for donated in (True, False):
+            torch._dynamo.reset()
+            with torch._functorch.config.patch(donated_buffer=donated):
+                result = torch.compile(lambda x: torch.mm(x, weight).sin().sum())(x)
+                for _ in range(1 if donated else 2):
+                    gradients += torch.autograd.grad(result, x, retain_graph=not donated)
         for gradient in gradients[1:]:
             assert_close(gradient, gradients[0])
