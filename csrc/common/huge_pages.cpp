@@ -1,5 +1,6 @@
 #include "common/huge_pages.h"
 
+#include <cstdint>
 #include <cstdlib>
 #include <string_view>
 

@@ -410,6 +410,19 @@ def test_every_instruction_set(capability, tmp_path):
         assert_near(none_gradient, each_gradient)
 
 
+def test_huge_pages_change_no_bit(tmp_path):
+    # A gradient of 24 MB, which is advised where the variable is not 0.
+    problem = (torch.randn(1500, 4000), torch.randint(4000, (1500,)), torch.rand(1500) < 0.7, 1)
+    torch.save([problem], tmp_path / "problems.pt")
+    results = []
+    for setting in ("0", "1"):
+        command = [sys.executable, "-c", IN_A_CHILD, tmp_path / "problems.pt", tmp_path / "results.pt"]
+        subprocess.run(command, check=True, env={**os.environ, "MASKED_LOSS_HUGE_PAGES": setting})
+        results.append(torch.load(tmp_path / "results.pt")[0])
+    for without, with_huge_pages in zip(*results, strict=True):
+        assert_same_bits(without, with_huge_pages)
+
+
 def test_targets_and_masks_of_every_dtype_agree():
     x, target, mask = torch.randn(50, 9), torch.randint(9, (50,)), torch.rand(50) < 0.5
     expected = loss_and_gradient(cross_entropy, x, target, mask)
