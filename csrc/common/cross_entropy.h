@@ -1,5 +1,6 @@
 #pragma once
 
+#include "rows.h"
 #include "softmax.h"
 
 namespace masked_loss {
@@ -55,5 +56,27 @@ MASKED_LOSS_HD CrossEntropyGradient<A> cross_entropy_gradient(const CrossEntropy
   if (!std::isfinite(lse)) probability = std::numeric_limits<A>::quiet_NaN();
   return {row.coefficient * probability, row.coefficient * row.share(), row.coefficient * target};
 }
+
+enum class CrossEntropyMode { Forward, ForwardGrad, Backward };
+
+// Rows of classes anywhere in memory. T is the dtype of the logits, A the one it is computed in.
+template <class T, class A>
+struct CrossEntropyWork {
+  Rows<3> rows;  // offsets of logits, gradient and class mask
+  std::int64_t classes;
+  const T* logits;
+  std::int64_t logits_stride;  // between classes, as the two below
+  T* gradient;
+  std::int64_t gradient_stride;
+  const bool* class_mask;  // or null
+  std::int64_t class_mask_stride;
+  const A* weight;            // [C] or null
+  const std::int64_t* index;  // [N], -1 = masked
+  const A* coefficient;       // [N]
+  A label_smoothing;
+  A z_loss;
+  A* loss;              // [N], written forward
+  Softmax<A>* softmax;  // [N] or null; written forward, read backward
+};
 
 }  // namespace masked_loss

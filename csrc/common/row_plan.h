@@ -6,6 +6,8 @@
 
 namespace masked_loss {
 
+inline constexpr int kMaxIgnored = 16;
+
 enum class RowState : std::uint8_t { Masked, Kept, OutOfRange };
 
 template <class A>
@@ -29,7 +31,7 @@ struct RowArgumentsView {
   std::int64_t class_mask_stride;
   std::int64_t class_mask_size;  // classes, or 1 for all of them
   std::int64_t classes;
-  const std::int64_t* ignored;
+  std::int64_t ignored[kMaxIgnored];
   int ignored_count;
 };
 

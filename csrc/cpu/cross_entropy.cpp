@@ -4,7 +4,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "common/checks.h"
+#include "common/cross_entropy_work.h"
 #include "common/huge_pages.h"
 #include "cpu/cross_entropy_kernel.h"
 #include "cpu/parallel.h"
@@ -16,9 +16,6 @@ namespace {
 constexpr std::int64_t kElementsPerTask = 1 << 16;
 constexpr std::int64_t kChunk = 16384;  // losses that are summed together; fixed, as the sum must not depend on threads
 
-template <class T>
-using Accumulation = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 template <class Body>
 void dispatch(at::ScalarType type, const Body& body) {
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, type, "cross_entropy", [&] { body(scalar_t{}); });
@@ -29,81 +26,20 @@ const CrossEntropyKernels& kernels() {
   return picked;
 }
 
-// What a kernel's arrays point to, and the arrays.
-template <class T>
-class Work {
- public:
-  using A = Accumulation<T>;
-
-  Work(const RowArguments& arguments, const Tensor& input, const CrossEntropyOptions& options, RowPlan<A>& plan,
-       Tensor* gradient) {
-    constexpr auto type = std::is_same_v<A, double> ? at::kDouble : at::kFloat;
-    const auto dim = arguments.dim;
-    std::array<at::DimVector, 3> strides{row_strides(input, dim), {}, {}};
-    work_.classes = input.size(dim);
-    work_.logits = input.const_data_ptr<T>();
-    work_.logits_stride = class_stride(input, dim);
-    work_.gradient = nullptr;
-    work_.gradient_stride = 1;
-    if (gradient != nullptr) {
-      work_.gradient = gradient->mutable_data_ptr<T>();
-      work_.gradient_stride = class_stride(*gradient, dim);
-      strides[1] = row_strides(*gradient, dim);
-    }
-    take_class_mask(arguments, input, strides[2]);
-    if (arguments.weight) {
-      weight_ = arguments.weight->to(type).contiguous();
-      work_.weight = weight_.const_data_ptr<A>();
-    } else {
-      work_.weight = nullptr;
-    }
-    work_.rows = make_rows<3>(arguments.target.sizes(), strides);
-    work_.index = plan.index.data();
-    work_.coefficient = plan.coefficient.data();
-    work_.label_smoothing = static_cast<A>(options.label_smoothing);
-    work_.z_loss = static_cast<A>(options.z_loss);
-    work_.loss = nullptr;
-    work_.softmax = nullptr;
-  }
-
-  void run(CrossEntropyMode mode, A* loss, Softmax<A>* softmax) {
-    work_.loss = loss;
-    work_.softmax = softmax;
-    const auto& kernel = kernels().template of<T>();
-    const auto rows = work_.rows.count;
-    const auto rows_per_task = std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, work_.classes));
-    // Whole tiles of rows, so that their bounds do not depend on the size of a task.
-    const auto chunk = rows_per_task > 64 ? rows_per_task / 64 * 64 : rows_per_task;
-    run_tasks(divide_up(rows, chunk), [&] {
-      c10::SmallBuffer<A, 1024> scratch(kernel.scratch_size(work_, mode));
-      return [this, mode, chunk, rows, &kernel, scratch = std::move(scratch)](std::int64_t task) mutable {
-        kernel.run(work_, mode, task * chunk, std::min(rows, (task + 1) * chunk), scratch.data());
-      };
-    });
-  }
-
- private:
-  // Of a single class any stride is right; 1 is the one that kernels are fast for.
-  static std::int64_t class_stride(const Tensor& tensor, std::int64_t dim) {
-    return tensor.size(dim) <= 1 ? 1 : tensor.stride(dim);
-  }
-
-  void take_class_mask(const RowArguments& arguments, const Tensor& input, at::DimVector& strides) {
-    work_.class_mask = nullptr;
-    work_.class_mask_stride = 0;
-    if (!arguments.class_mask) return;
-    const ClassMask classes(arguments);
-    // One number for all classes masks the row, which the plan knows.
-    if (classes.mask.size(classes.dim) == 1 && input.size(arguments.dim) != 1) return;
-    class_mask_ = classes.mask;
-    work_.class_mask = class_mask_.const_data_ptr<bool>();
-    work_.class_mask_stride = class_stride(class_mask_, classes.dim);
-    strides = classes.strides;
-  }
-
-  Tensor weight_, class_mask_;
-  CrossEntropyWork<T, A> work_;
-};
+template <class T, class A>
+void run(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
+  const auto& kernel = kernels().of<T>();
+  const auto rows = work.rows.count;
+  const auto rows_per_task = std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, work.classes));
+  // Whole tiles of rows, so that their bounds do not depend on the size of a task.
+  const auto chunk = rows_per_task > 64 ? rows_per_task / 64 * 64 : rows_per_task;
+  run_tasks(divide_up(rows, chunk), [&] {
+    c10::SmallBuffer<A, 1024> scratch(kernel.scratch_size(work, mode));
+    return [&work, mode, chunk, rows, &kernel, scratch = std::move(scratch)](std::int64_t task) mutable {
+      kernel.run(work, mode, task * chunk, std::min(rows, (task + 1) * chunk), scratch.data());
+    };
+  });
+}
 
 template <class A>
 A sum(const A* x, std::int64_t n) {
@@ -143,14 +79,17 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
   if (softmax != nullptr) *softmax = at::empty(softmax_sizes(target), accumulation);
   dispatch(input.scalar_type(), [&](auto t) {
     using A = Accumulation<decltype(t)>;
-    auto plan = make_row_plan<A>(arguments, options.reduction, options.normalizer);
+    const RowView<A> view(arguments);
+    const auto plan = make_row_plan(view, options.reduction, options.normalizer);
     if (gradient != nullptr) *gradient = with_huge_pages(at::empty_like(input));
-    Work<decltype(t)> work(arguments, input, options, plan, gradient);
-    const auto rows = target.numel();
-    c10::SmallBuffer<A, 64> losses(reduced ? rows : 0);
-    A* row_losses = reduced ? losses.data() : loss.mutable_data_ptr<A>();
-    work.run(mode, row_losses, softmax == nullptr ? nullptr : softmax_of<A>(*softmax));
-    if (reduced) *loss.mutable_data_ptr<A>() = sum(row_losses, rows);
+    auto work = make_cross_entropy_work<decltype(t)>(view, input, options, gradient);
+    c10::SmallBuffer<A, 64> losses(reduced ? work.rows.count : 0);
+    work.index = plan.index.data();
+    work.coefficient = plan.coefficient.data();
+    work.loss = reduced ? losses.data() : loss.mutable_data_ptr<A>();
+    work.softmax = softmax == nullptr ? nullptr : softmax_of<A>(*softmax);
+    run(work, mode);
+    if (reduced) *loss.mutable_data_ptr<A>() = sum(losses.data(), work.rows.count);
   });
   return loss;
 }
@@ -186,14 +125,18 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
   auto gradient = with_huge_pages(at::empty_like(input));
   dispatch(input.scalar_type(), [&](auto t) {
     using A = Accumulation<decltype(t)>;
-    auto plan = make_row_plan<A>(arguments, options.reduction, options.normalizer);
+    const RowView<A> view(arguments);
+    auto plan = make_row_plan(view, options.reduction, options.normalizer);
     const auto rows = make_rows<1>(target.sizes(), {row_strides(upstream)});
     const A* data = upstream.const_data_ptr<A>();
     at::parallel_for(0, rows.count, kChunk, [&](std::int64_t begin, std::int64_t end) {
       for (auto r = begin; r < end; ++r) plan.coefficient[r] *= data[rows.offsets(r)[0]];
     });
-    Work<decltype(t)> work(arguments, input, options, plan, &gradient);
-    work.run(CrossEntropyMode::Backward, nullptr, softmax_of<A>(states));
+    auto work = make_cross_entropy_work<decltype(t)>(view, input, options, &gradient);
+    work.index = plan.index.data();
+    work.coefficient = plan.coefficient.data();
+    work.softmax = softmax_of<A>(states);
+    run(work, CrossEntropyMode::Backward);
   });
   return gradient;
 }
@@ -218,7 +161,8 @@ void scale_gradient_(Tensor& gradient, const Tensor& grad) {
 Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const LossNormalizerOptions& options) {
   const auto arguments = check_loss_normalizer(target, mask, options);
   const auto type = loss_normalizer_type(options);
-  const double total = type == at::kDouble ? sum_of_weights<double>(arguments) : sum_of_weights<float>(arguments);
+  const double total =
+      type == at::kDouble ? sum_of_weights(RowView<double>(arguments)) : sum_of_weights(RowView<float>(arguments));
   auto result = at::empty({}, target.options().dtype(type));
   result.fill_(total);
   return result;
@@ -227,7 +171,8 @@ Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const L
 Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const OptionalTensor& mask,
                      at::IntArrayRef ignore_index) {
   // The plan looks at every target.
-  sum_of_weights<float>(check_check_targets(target, num_classes, mask, ignore_index));
+  const auto arguments = check_check_targets(target, num_classes, mask, ignore_index);
+  sum_of_weights(RowView<float>(arguments));
   return target.clone();
 }
 

@@ -3,32 +3,9 @@
 #include <cstdint>
 
 #include "common/cross_entropy.h"
-#include "common/rows.h"
 #include "cpu/capability.h"
 
 namespace masked_loss::cpu {
-
-enum class CrossEntropyMode { Forward, ForwardGrad, Backward };
-
-// Rows of classes anywhere in memory. T is the dtype of the logits, A the one it is computed in.
-template <class T, class A>
-struct CrossEntropyWork {
-  Rows<3> rows;  // offsets of logits, gradient and class mask
-  std::int64_t classes;
-  const T* logits;
-  std::int64_t logits_stride;  // between classes, as the two below
-  T* gradient;
-  std::int64_t gradient_stride;
-  const bool* class_mask;  // or null
-  std::int64_t class_mask_stride;
-  const A* weight;            // [C] or null
-  const std::int64_t* index;  // [N], -1 = masked
-  const A* coefficient;       // [N]
-  A label_smoothing;
-  A z_loss;
-  A* loss;              // [N], written forward
-  Softmax<A>* softmax;  // [N] or null; written forward, read backward
-};
 
 // Works on the rows [begin, end); `scratch` holds scratch_size(work) elements.
 template <class T, class A>

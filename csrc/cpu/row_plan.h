@@ -2,7 +2,7 @@
 
 #include <c10/util/SmallBuffer.h>
 
-#include "common/checks.h"
+#include "common/row_view.h"
 
 namespace masked_loss::cpu {
 
@@ -15,21 +15,12 @@ struct RowPlan {
   c10::SmallBuffer<A, 64> coefficient;       // sample weight x reduction
 };
 
-// A class mask as kernels read it.
-struct ClassMask {
-  explicit ClassMask(const RowArguments& arguments);
-
-  Tensor mask;            // bool
-  std::int64_t dim;       // of the classes in `mask`
-  at::DimVector strides;  // of its rows; none for a mask [C], which all of them share
-};
-
 // Throws an IndexError for the first kept target that is out of range. A is float or double.
 template <class A>
-RowPlan<A> make_row_plan(const RowArguments& arguments, Reduction reduction, const OptionalTensor& normalizer);
+RowPlan<A> make_row_plan(const RowView<A>& from, Reduction reduction, const OptionalTensor& normalizer);
 
 // The sum of the kept weights.
 template <class A>
-double sum_of_weights(const RowArguments& arguments);
+double sum_of_weights(const RowView<A>& from);
 
 }  // namespace masked_loss::cpu

@@ -8,8 +8,8 @@
 
 #include "common/cross_entropy.h"
 #include "common/row_plan.h"
-#include "common/rows.h"
 #include "common/softmax.h"
+#include "common/strides.h"
 
 namespace masked_loss {
 namespace {
@@ -129,7 +129,6 @@ TEST(Rows, MergeWhatIsOneRun) {
 }
 
 TEST(RowPlan, ResolvesOneRow) {
-  const std::int64_t ignored = 9;
   const std::int32_t targets[] = {1, 9, 4, -1};
   const bool mask[] = {true, false};
   const float weights[] = {2.0f, 0.0f}, class_weights[] = {1.0f, 0.5f, 1.0f, 1.0f};
@@ -144,7 +143,7 @@ TEST(RowPlan, ResolvesOneRow) {
                                .class_mask_stride = 1,
                                .class_mask_size = 4,
                                .classes = 4,
-                               .ignored = &ignored,
+                               .ignored = {9},
                                .ignored_count = 1};
   const auto kept = resolve_row(view, 0, 0, 0, 0);
   EXPECT_EQ(kept.state, RowState::Kept);

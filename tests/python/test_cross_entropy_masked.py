@@ -325,3 +325,15 @@ def test_every_kept_subset_of_a_small_batch():
         assert_near(loss, expected)
         assert_near(gradient[mask], expected_gradient)
         assert_positive_zero(gradient[~mask])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_more_ids_to_ignore_than_a_kernel_takes_as_arguments(masked):
+    x, y = torch.randn(60, 50), torch.randint(50, (60,))
+    ids = list(range(0, 40, 2))
+    mask = torch.rand(60) < 0.7 if masked else None
+    keep = ~torch.isin(y, torch.tensor(ids)) & (torch.ones(60, dtype=torch.bool) if mask is None else mask)
+    assert_same_bits(
+        cross_entropy(x, y, mask, ignore_index=ids, reduction="none"),
+        cross_entropy(x, y, keep, reduction="none"),
+    )

@@ -1,0 +1,44 @@
+#pragma once
+
+#include "cross_entropy.h"
+#include "row_view.h"
+#include "strides.h"
+
+namespace masked_loss {
+
+// The dtype that a loss of T is computed in.
+template <class T>
+using Accumulation = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// The tensors of a call as the kernels of any device see them, T being the device's type for the input's dtype. What
+// it points to is owned by the tensors and by `rows`; plan and results are still to be set.
+template <class T>
+CrossEntropyWork<T, Accumulation<T>> make_cross_entropy_work(const RowView<Accumulation<T>>& rows, const Tensor& input,
+                                                             const CrossEntropyOptions& options,
+                                                             const Tensor* gradient) {
+  const auto dim = rows.arguments.dim;
+  CrossEntropyWork<T, Accumulation<T>> work{};
+  std::array<at::DimVector, 3> strides{row_strides(input, dim), {}, {}};
+  work.classes = input.size(dim);
+  work.logits = static_cast<const T*>(input.const_data_ptr());
+  work.logits_stride = class_stride(input, dim);
+  work.gradient_stride = work.class_mask_stride = 1;
+  if (gradient != nullptr) {
+    work.gradient = static_cast<T*>(gradient->mutable_data_ptr());
+    work.gradient_stride = class_stride(*gradient, dim);
+    strides[1] = row_strides(*gradient, dim);
+  }
+  // One number for all classes masks the row, which the plan knows.
+  if (rows.class_mask.defined() && rows.class_mask.size(rows.class_mask_dim) == work.classes) {
+    work.class_mask = rows.class_mask.template const_data_ptr<bool>();
+    work.class_mask_stride = class_stride(rows.class_mask, rows.class_mask_dim);
+    strides[2] = rows.class_mask_strides;
+  }
+  work.weight = rows.view.weight;
+  work.rows = make_rows<3>(rows.arguments.target.sizes(), strides);
+  work.label_smoothing = static_cast<Accumulation<T>>(options.label_smoothing);
+  work.z_loss = static_cast<Accumulation<T>>(options.z_loss);
+  return work;
+}
+
+}  // namespace masked_loss

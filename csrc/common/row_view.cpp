@@ -1,0 +1,60 @@
+#include "row_view.h"
+
+#include <ATen/ops/ne.h>
+
+#include "composite/masks.h"
+#include "strides.h"
+
+namespace masked_loss {
+
+template <class A>
+RowView<A>::RowView(const RowArguments& rows_of) : arguments(rows_of), view{} {
+  constexpr auto type = std::is_same_v<A, double> ? at::kDouble : at::kFloat;
+  const auto& target = arguments.target;
+  std::array<at::DimVector, 4> strides;
+  view.target = target.const_data_ptr();
+  view.target_bytes = static_cast<int>(target.itemsize());
+  strides[0] = row_strides(target);
+  if (arguments.mask) mask = *arguments.mask;
+  const auto ids = arguments.ignore_index;
+  if (ids.size() <= kMaxIgnored) {
+    std::copy(ids.begin(), ids.end(), view.ignored);
+    view.ignored_count = static_cast<int>(ids.size());
+  } else {  // more than fit in the arguments of a kernel
+    const auto counts = none_of(target, ids);
+    mask = mask.defined() ? mask.ne(0).logical_and(counts) : counts;
+  }
+  if (mask.defined()) {
+    view.mask = mask.const_data_ptr();
+    view.mask_bytes = static_cast<int>(mask.itemsize());
+    strides[1] = row_strides(mask);
+  }
+  if (arguments.sample_weight) {
+    sample_weight = arguments.sample_weight->to(type);
+    view.sample_weight = sample_weight.const_data_ptr<A>();
+    strides[2] = row_strides(sample_weight);
+  }
+  if (arguments.weight) {
+    weight = arguments.weight->to(type).contiguous();
+    view.weight = weight.const_data_ptr<A>();
+  }
+  // Without a number of classes only negative targets are known to be wrong.
+  view.classes = arguments.classes ? arguments.classes->expect_int() : std::numeric_limits<std::int64_t>::max();
+  if (arguments.class_mask) {
+    class_mask = *arguments.class_mask;
+    if (class_mask.scalar_type() != at::kBool) class_mask = class_mask.ne(0);
+    const bool shared = class_mask.dim() == 1 && target.dim() != 0;
+    class_mask_dim = shared ? 0 : arguments.dim;
+    if (!shared) class_mask_strides = row_strides(class_mask, class_mask_dim);
+    view.class_mask = class_mask.const_data_ptr<bool>();
+    view.class_mask_stride = class_mask.stride(class_mask_dim);
+    view.class_mask_size = class_mask.size(class_mask_dim);
+    strides[3] = class_mask_strides;
+  }
+  rows = make_rows<4>(target.sizes(), strides);
+}
+
+template struct RowView<float>;
+template struct RowView<double>;
+
+}  // namespace masked_loss
