@@ -161,6 +161,22 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
   return arguments;
 }
 
+RowArguments check_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                                          const Tensor& softmax, const OptionalTensor& mask,
+                                          const CrossEntropyOptions& options) {
+  at::DimVector sizes(target.sizes().begin(), target.sizes().end());
+  sizes.push_back(2);
+  TORCH_CHECK(softmax.sizes() == sizes && (grad.dim() == 0 || grad.sizes() == target.sizes()),
+              "_cross_entropy_backward: expected softmax of shape ", at::IntArrayRef(sizes), " and grad of ",
+              target.sizes(), " or 0-d, got ", softmax.sizes(), " and ", grad.sizes());
+  return check_cross_entropy(input, target, mask, options);
+}
+
+void check_scale_gradient_(const Tensor& gradient, const Tensor& grad) {
+  TORCH_CHECK(grad.dim() == 0, "_scale_gradient_: expected grad to be 0-d, got ", grad.sizes());
+  check_beside("_scale_gradient_", "grad", grad, "gradient", gradient);
+}
+
 RowArguments check_loss_normalizer(const Tensor& target, const OptionalTensor& mask,
                                    const LossNormalizerOptions& options) {
   constexpr auto op = "loss_normalizer";

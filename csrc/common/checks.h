@@ -22,10 +22,15 @@ struct RowArguments {
 // Each checks its arguments, on shapes that may be symbolic and never on values, and returns them resolved.
 RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                                  const CrossEntropyOptions& options);
+RowArguments check_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                                          const Tensor& softmax, const OptionalTensor& mask,
+                                          const CrossEntropyOptions& options);
 RowArguments check_loss_normalizer(const Tensor& target, const OptionalTensor& mask,
                                    const LossNormalizerOptions& options);
 RowArguments check_check_targets(const Tensor& target, const c10::SymInt& num_classes, const OptionalTensor& mask,
                                  at::IntArrayRef ignore_index);
+
+void check_scale_gradient_(const Tensor& gradient, const Tensor& grad);
 
 // The values of a normalizer, where it can be read without a wait.
 void check_normalizer_value(double normalizer);

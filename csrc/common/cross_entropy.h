@@ -11,6 +11,10 @@ struct Smoothing {
   double logits = 0;  // sum of w_c x_c
   double weight = 0;  // sum of w_c
   std::int64_t classes = 0;
+
+  MASKED_LOSS_HD Smoothing operator+(const Smoothing& other) const {
+    return {logits + other.logits, weight + other.weight, classes + other.classes};
+  }
 };
 
 template <class A>

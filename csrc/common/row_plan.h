@@ -69,7 +69,7 @@ MASKED_LOSS_HD Row<A> resolve_row(const RowArgumentsView<A>& view, std::int64_t 
     while (c < view.class_mask_size && !view.class_mask[class_mask_offset + c * view.class_mask_stride]) ++c;
     if (c == view.class_mask_size) return masked;
   }
-  if (index < 0 || index >= view.classes) return {RowState::OutOfRange, index, 0, 0};
+  if (index < 0 || index >= view.classes) return {RowState::OutOfRange, index, weight, weight};
   return {RowState::Kept, index, weight, view.weight == nullptr ? weight : weight * view.weight[index]};
 }
 

@@ -1,8 +1,8 @@
 #include "row_view.h"
 
 #include <ATen/ops/ne.h>
+#include <masked_loss/masks.h>
 
-#include "composite/masks.h"
 #include "strides.h"
 
 namespace masked_loss {
@@ -21,7 +21,7 @@ RowView<A>::RowView(const RowArguments& rows_of) : arguments(rows_of), view{} {
     std::copy(ids.begin(), ids.end(), view.ignored);
     view.ignored_count = static_cast<int>(ids.size());
   } else {  // more than fit in the arguments of a kernel
-    const auto counts = none_of(target, ids);
+    const auto counts = mask_from_ids(target, ids);
     mask = mask.defined() ? mask.ne(0).logical_and(counts) : counts;
   }
   if (mask.defined()) {

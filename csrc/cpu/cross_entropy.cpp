@@ -115,11 +115,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
 
 Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const Tensor& softmax,
                               const OptionalTensor& mask, const CrossEntropyOptions& options) {
-  const auto arguments = check_cross_entropy(input, target, mask, options);
-  const auto sizes = softmax_sizes(target);
-  TORCH_CHECK(softmax.sizes() == sizes && (grad.dim() == 0 || grad.sizes() == target.sizes()),
-              "_cross_entropy_backward: expected softmax of shape ", at::IntArrayRef(sizes), " and grad of ",
-              target.sizes(), " or 0-d, got ", softmax.sizes(), " and ", grad.sizes());
+  const auto arguments = check_cross_entropy_backward(grad, input, target, softmax, mask, options);
   const auto accumulation = accumulation_type(input.scalar_type());
   const auto upstream = grad.to(accumulation).expand(target.sizes()), states = softmax.to(accumulation).contiguous();
   auto gradient = with_huge_pages(at::empty_like(input));
@@ -142,7 +138,7 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
 }
 
 void scale_gradient_(Tensor& gradient, const Tensor& grad) {
-  TORCH_CHECK(grad.dim() == 0, "_scale_gradient_: expected grad to be 0-d, got ", grad.sizes());
+  check_scale_gradient_(gradient, grad);
   const double by = grad.item<double>();
   if (by == 1) return;
   Tensor dense = gradient.is_non_overlapping_and_dense() ? gradient : gradient.contiguous();

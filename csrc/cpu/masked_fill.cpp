@@ -1,39 +1,15 @@
-#include <ATen/Dispatch_v2.h>
 #include <ATen/TensorIterator.h>
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/ne.h>
 #include <torch/library.h>
-
-#include <cstring>
 
 #include "common/checks.h"
 #include "common/huge_pages.h"
+#include "common/masked_fill.h"
 #include "cpu/masked_fill_kernel.h"
 
 namespace masked_loss::cpu {
 namespace {
-
-// The bits of `value` in the dtype of `input`, at the front.
-Bits16 as_element(const char* op, const at::Scalar& value, const Tensor& input) {
-  Bits16 bits{};
-  const auto take = [&] {
-    AT_DISPATCH_V2(input.scalar_type(), "masked_fill", AT_WRAP([&] {
-                     const auto element = value.to<scalar_t>();
-                     std::memcpy(&bits, &element, sizeof(element));
-                   }),
-                   AT_EXPAND(AT_ALL_TYPES_AND_COMPLEX), AT_EXPAND(AT_BAREBONES_UNSIGNED_TYPES),
-                   AT_EXPAND(AT_FLOAT8_TYPES), at::kBool, at::kHalf, at::kBFloat16, at::kComplexHalf);
-  };
-  try {
-    take();
-  } catch (const std::exception&) {
-    TORCH_CHECK(false, op, ": expected value that input's dtype, ", input.scalar_type(), ", can hold, got ", value);
-  }
-  return bits;
-}
-
-// One byte an element, which is what the loops read.
-Tensor byte_mask(const Tensor& mask) { return mask.itemsize() == 1 ? mask : mask.ne(0); }
 
 const MaskedFillKernel& kernel_of(const Tensor& input) {
   static const auto& kernels = MASKED_LOSS_PICK(masked_fill_kernels);
@@ -42,7 +18,7 @@ const MaskedFillKernel& kernel_of(const Tensor& input) {
 
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& value) {
   check_masked_fill(input, mask, nullptr);
-  const auto element = as_element("masked_fill", value, input);
+  const auto element = element_bits("masked_fill", value, input);
   const auto from = broadcast_to_mask(input, mask), bytes = byte_mask(mask);
   auto out = with_huge_pages(at::empty_like(from, at::MemoryFormat::Contiguous));
   auto iterator = at::TensorIteratorConfig()
@@ -65,7 +41,7 @@ Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& va
 void masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
   check_masked_fill_(input, mask, nullptr);
   check_memory_overlap(input, mask);
-  const auto element = as_element("masked_fill_", value, input);
+  const auto element = element_bits("masked_fill_", value, input);
   // A mask in the input's own memory would change while it is read.
   const auto bytes = mask.is_alias_of(input) ? mask.ne(0) : byte_mask(mask);
   auto iterator = at::TensorIteratorConfig()

@@ -1,14 +1,9 @@
 #pragma once
 
-#include <array>
-#include <cstdint>
-
+#include "common/masked_fill.h"
 #include "cpu/capability.h"
 
 namespace masked_loss::cpu {
-
-// An element is moved as its bits, whatever its dtype.
-using Bits16 = std::array<std::uint64_t, 2>;
 
 // Lines of n elements; strides in bytes, the mask one byte an element (nonzero = fill). `value` points to an element.
 struct MaskedFillKernel {

@@ -1,0 +1,200 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "common/cross_entropy_work.h"
+#include "cuda/cross_entropy_kernel.h"
+#include "cuda/row_plan.h"
+#include "cuda/stream.h"
+
+namespace masked_loss::cuda {
+namespace {
+
+template <class Body>
+void dispatch(at::ScalarType type, const Body& body) {
+  switch (type) {
+    case at::kFloat: return body(float{});
+    case at::kDouble: return body(double{});
+    case at::kBFloat16: return body(__nv_bfloat16{});
+    default: return body(__half{});
+  }
+}
+
+at::DimVector softmax_sizes(const Tensor& target) {
+  at::DimVector sizes(target.sizes().begin(), target.sizes().end());
+  sizes.push_back(2);
+  return sizes;
+}
+
+template <class A>
+Softmax<A>* softmax_of(const Tensor& states) {
+  static_assert(sizeof(Softmax<A>) == 2 * sizeof(A));
+  return states.defined() ? reinterpret_cast<Softmax<A>*>(states.data_ptr<A>()) : nullptr;
+}
+
+// A call's kernels, once its tensors are there.
+template <class T>
+class Run {
+ public:
+  using A = Accumulation<T>;
+
+  Run(const RowView<A>& view, const Tensor& input, const CrossEntropyOptions& options, CrossEntropyMode mode,
+      const Tensor* gradient, const Device& device)
+      : view_(view), mode_(mode), device_(device) {
+    call_.work = make_cross_entropy_work<T>(view, input, options, gradient);
+    const auto& work = call_.work;
+    const bool beside = work.logits_stride == 1 && work.gradient_stride == 1 && work.class_mask_stride == 1;
+    regime_ = pick_cross_entropy_regime(mode, work.rows.count, work.classes, sizeof(T), beside, device.multiprocessors,
+                                        device.clusters);
+  }
+
+  bool lists_rows() const { return regime_.kind != CrossEntropyRegime::Lanes; }
+
+  // Rows that are split need the softmax for the gradient's pass.
+  bool keeps_softmax() const {
+    return regime_.kind == CrossEntropyRegime::Slices && mode_ == CrossEntropyMode::ForwardGrad;
+  }
+
+  void operator()(const RowPlan<A>& plan, const Tensor& loss, const Tensor& softmax) {
+    auto& work = call_.work;
+    work.index = plan.index.template const_data_ptr<std::int64_t>();
+    work.coefficient = plan.coefficient.template const_data_ptr<A>();
+    if (loss.defined()) work.loss = loss.template mutable_data_ptr<A>();
+    work.softmax = softmax_of<A>(softmax);
+    Tensor parts;
+    if (lists_rows()) {
+      call_.order = plan.order.template const_data_ptr<std::int64_t>();
+      call_.kept = plan.kept.template const_data_ptr<std::int64_t>();
+    }
+    if (regime_.kind == CrossEntropyRegime::Slices) {
+      const auto bytes = work.rows.count * regime_.slices * static_cast<std::int64_t>(sizeof(RowPart<A>));
+      parts = at::empty({bytes}, plan.index.options().dtype(at::kByte));
+      call_.parts = reinterpret_cast<RowPart<A>*>(parts.data_ptr<std::uint8_t>());
+    }
+    run_cross_entropy(call_, mode_, regime_, device_.multiprocessors, device_.stream);
+  }
+
+ private:
+  const RowView<A>& view_;
+  const CrossEntropyMode mode_;
+  const Device device_;
+  CrossEntropyCall<T, A> call_{};
+  CrossEntropyRegime regime_;
+};
+
+// -> loss [N, ...] or 0-d, in the accumulation dtype
+Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+               const CrossEntropyOptions& options, CrossEntropyMode mode, Tensor* softmax, Tensor* gradient) {
+  const auto arguments = check_cross_entropy(input, target, mask, options);
+  const OnDevice on(input);
+  const auto device = on.device();
+  const auto accumulation = input.options().dtype(accumulation_type(input.scalar_type()));
+  Tensor loss = at::empty(target.sizes(), accumulation), states;
+  if (softmax != nullptr) states = *softmax = at::empty(softmax_sizes(target), accumulation);
+  if (gradient != nullptr) *gradient = at::empty_like(input);
+  dispatch(input.scalar_type(), [&](auto t) {
+    using A = Accumulation<decltype(t)>;
+    const RowView<A> view(arguments);
+    Run<decltype(t)> run(view, input, options, mode, gradient, device);
+    if (run.keeps_softmax()) states = at::empty(softmax_sizes(target), accumulation);
+    const auto plan = make_row_plan(view,
+                                    {.reduction = options.reduction,
+                                     .normalizer = options.normalizer,
+                                     .order = run.lists_rows(),
+                                     .upstream = std::nullopt,
+                                     .loss = loss,
+                                     .softmax = states},
+                                    device);
+    run(plan, loss, states);
+    if (options.reduction != Reduction::None) loss = sum_of_losses<A>(loss, device);
+  });
+  return loss;
+}
+
+std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                                                 const CrossEntropyOptions& options) {
+  Tensor softmax;
+  auto loss = forward(input, target, mask, options, CrossEntropyMode::Forward, &softmax, nullptr);
+  return {loss, softmax};
+}
+
+std::tuple<Tensor, Tensor> cross_entropy_forward_grad(const Tensor& input, const Tensor& target,
+                                                      const OptionalTensor& mask, const CrossEntropyOptions& options) {
+  Tensor gradient;
+  auto loss = forward(input, target, mask, options, CrossEntropyMode::ForwardGrad, nullptr, &gradient);
+  return {loss, gradient};
+}
+
+Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                     const CrossEntropyOptions& options) {
+  return forward(input, target, mask, options, CrossEntropyMode::Forward, nullptr, nullptr).to(result_type(input));
+}
+
+Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const Tensor& softmax,
+                              const OptionalTensor& mask, const CrossEntropyOptions& options) {
+  const auto arguments = check_cross_entropy_backward(grad, input, target, softmax, mask, options);
+  const OnDevice on(input);
+  const auto device = on.device();
+  const auto accumulation = accumulation_type(input.scalar_type());
+  const auto states = softmax.to(accumulation).contiguous();
+  const auto gradient = at::empty_like(input);
+  dispatch(input.scalar_type(), [&](auto t) {
+    const RowView<Accumulation<decltype(t)>> view(arguments);
+    Run<decltype(t)> run(view, input, options, CrossEntropyMode::Backward, &gradient, device);
+    const auto plan = make_row_plan(view,
+                                    {.reduction = options.reduction,
+                                     .normalizer = options.normalizer,
+                                     .order = run.lists_rows(),
+                                     .upstream = grad.to(accumulation).expand(target.sizes()),
+                                     .loss = {},
+                                     .softmax = {}},
+                                    device);
+    run(plan, Tensor(), states);
+  });
+  return gradient;
+}
+
+void scale_gradient_(Tensor& gradient, const Tensor& grad) {
+  check_scale_gradient_(gradient, grad);
+  const OnDevice on(gradient);
+  const auto device = on.device();
+  Tensor dense = gradient.is_non_overlapping_and_dense() ? gradient : gradient.contiguous();
+  const auto by = grad.to(accumulation_type(gradient.scalar_type()));
+  dispatch(gradient.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    scale_gradient(static_cast<T*>(dense.mutable_data_ptr()), dense.numel(),
+                   by.template const_data_ptr<Accumulation<T>>(), device.multiprocessors, device.stream);
+  });
+  if (!dense.is_same(gradient)) gradient.copy_(dense);
+}
+
+Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const LossNormalizerOptions& options) {
+  const auto arguments = check_loss_normalizer(target, mask, options);
+  const OnDevice on(target);
+  return loss_normalizer_type(options) == at::kDouble ? sum_of_weights(RowView<double>(arguments), on.device())
+                                                      : sum_of_weights(RowView<float>(arguments), on.device());
+}
+
+Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const OptionalTensor& mask,
+                     at::IntArrayRef ignore_index) {
+  const auto arguments = check_check_targets(target, num_classes, mask, ignore_index);
+  const OnDevice on(target);
+  check_rows(RowView<float>(arguments), on.device());
+  return target.clone();
+}
+
+}  // namespace
+
+MASKED_LOSS_CUDA_IMPL(m) {
+  m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
+  m.impl("_cross_entropy_forward", CrossEntropyForward::kernel<cross_entropy_forward>);
+  m.impl("_cross_entropy_forward_grad", CrossEntropyForwardGrad::kernel<cross_entropy_forward_grad>);
+  m.impl("_cross_entropy_backward", CrossEntropyBackward::kernel<cross_entropy_backward>);
+  m.impl("_scale_gradient_", scale_gradient_);
+  m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
+  m.impl("check_targets", check_targets);
+}
+
+}  // namespace masked_loss::cuda

@@ -1,0 +1,615 @@
+#include "cuda/cross_entropy_kernel.h"
+
+#include <algorithm>
+
+#include "cuda/device.cuh"
+
+namespace masked_loss::cuda {
+namespace {
+
+using Mode = CrossEntropyMode;
+
+template <class A>
+__device__ __forceinline__ constexpr A infinity() {
+  return std::numeric_limits<A>::infinity();
+}
+
+// A row's numbers that every class of it needs.
+template <class A>
+struct RowTerms {
+  CrossEntropyGradient<A> gradient;
+  A max;
+  A scale;  // of exp(x - max)
+};
+
+template <class A>
+__device__ __forceinline__ RowTerms<A> row_terms(const CrossEntropyRow<A>& row, Softmax<A> softmax) {
+  const auto gradient = cross_entropy_gradient(row, log_sum_exp(softmax));
+  return {gradient, softmax.max, gradient.probability / softmax.sum};
+}
+
+// The gradient of one class, from what its exponential times the scale is.
+template <class A>
+__device__ __forceinline__ A class_gradient(const RowTerms<A>& terms, A scaled, A weight, bool is_target) {
+  const A gradient = scaled - terms.gradient.smoothing * weight;
+  return is_target ? gradient - terms.gradient.target : gradient;
+}
+
+template <class T, class A>
+__device__ __forceinline__ CrossEntropyRow<A> describe(const CrossEntropyWork<T, A>& work, std::int64_t r,
+                                                       std::int64_t target, const Smoothing& smoothing) {
+  return {work.coefficient[r], work.weight == nullptr ? A(1) : work.weight[target], work.label_smoothing, work.z_loss,
+          smoothing};
+}
+
+template <class T, class A>
+__device__ __forceinline__ void give_loss(const CrossEntropyWork<T, A>& work, std::int64_t r,
+                                          const CrossEntropyRow<A>& row, Softmax<A> softmax, A target_logit,
+                                          bool target_allowed) {
+  work.loss[r] = cross_entropy_loss(row, softmax, target_logit, target_allowed);
+  if (work.softmax != nullptr) work.softmax[r] = softmax;
+}
+
+// The part of a row that a group of threads holds: `size` classes from `first` on, as 16-byte packs where the memory
+// that is written (or else read) is aligned, and up to two times 7 single elements before and after them.
+template <class T, class A>
+struct Span {
+  const T* logits;
+  T* gradient;
+  const bool* allowed;  // or null
+  const A* weight;      // or null
+  int size, head, packs, target;
+  bool aligned;  // the logits where the packs are
+
+  __device__ Span(const CrossEntropyWork<T, A>& work, std::int64_t r, int slice, int slices,
+                  std::int64_t target_class) {
+    constexpr int n = Pack<T>::size;
+    const auto offsets = work.rows.offsets(r);
+    const std::int64_t width = (work.classes + std::int64_t(slices) * n - 1) / (std::int64_t(slices) * n) * n;
+    const std::int64_t first = min(slice * width, work.classes);
+    size = static_cast<int>(min(width, work.classes - first));
+    logits = work.logits + offsets[0] + first;
+    gradient = work.gradient == nullptr ? nullptr : work.gradient + offsets[1] + first;
+    allowed = work.class_mask == nullptr ? nullptr : work.class_mask + offsets[2] + first;
+    weight = work.weight == nullptr ? nullptr : work.weight + first;
+    head = min(size, gradient == nullptr ? elements_to_alignment(logits) : elements_to_alignment(gradient));
+    packs = (size - head) / n;
+    aligned = is_aligned(logits + head);
+    const auto local = target_class - first;
+    target = local >= 0 && local < size ? static_cast<int>(local) : -1;
+  }
+
+  // The single element that a thread takes, or -1.
+  __device__ __forceinline__ int single(int lane) const {
+    const int tail = head + packs * Pack<T>::size;
+    if (lane < head) return lane;
+    return lane >= 16 && lane - 16 < size - tail ? tail + lane - 16 : -1;
+  }
+  __device__ __forceinline__ int element(int pack) const { return head + pack * Pack<T>::size; }
+  __device__ __forceinline__ bool allows(int i) const { return allowed == nullptr || allowed[i]; }
+  __device__ __forceinline__ A weight_of(int i) const { return weight == nullptr ? A(1) : weight[i]; }
+};
+
+// Rows whose classes lie side by side. A group of kLanes threads holds kPacks packs each of a row, which is a tile; the
+// last tile of a row, most often the only one, is still there when the gradient is made, and others are read again.
+template <class T, Mode mode, int kLanes, int kPacks, bool kExtras>
+struct PackGroup {
+  using A = Compute<T>;
+  using P = Pack<T>;
+  // float and double make room for their exponentials, half types compute them again.
+  static constexpr bool kKeepsExponentials = mode == Mode::ForwardGrad && std::is_same_v<T, A>;
+
+  const CrossEntropyCall<T, A>& call;
+  const int lane;
+  P tile[kPacks];
+  unsigned allowed[kExtras ? kPacks : 1];  // a bit an element
+  RowPart<A> part;                         // of this thread
+
+  __device__ __forceinline__ explicit PackGroup(const CrossEntropyCall<T, A>& of)
+      : call(of), lane(threadIdx.x % kLanes) {}
+
+  __device__ __forceinline__ static int tiles(const Span<T, A>& span) {
+    return max(1, (span.packs + kLanes * kPacks - 1) / (kLanes * kPacks));
+  }
+
+  __device__ __forceinline__ void load(const Span<T, A>& span, int t) {
+    const int first = t * kPacks * kLanes + lane;
+    if (span.aligned) {
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        const int p = first + k * kLanes;
+        if (p < span.packs) tile[k] = load_streaming(span.logits + span.element(p));
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < kPacks; ++k) {
+        const int p = first + k * kLanes;
+        if (p >= span.packs) continue;
+#pragma unroll
+        for (int j = 0; j < P::size; ++j) tile[k].values[j] = span.logits[span.element(p) + j];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      const int p = first + k * kLanes;
+      const bool inside = p < span.packs;
+      if constexpr (kExtras) allowed[k] = 0;
+#pragma unroll
+      for (int j = 0; j < P::size; ++j) {
+        bool counts = inside;
+        if constexpr (kExtras) {
+          counts = inside && span.allows(span.element(p) + j);
+          allowed[k] |= unsigned(counts) << j;
+        }
+        if (!counts) tile[k].values[j] = narrow<T>(-infinity<A>());
+      }
+    }
+  }
+
+  // Visits the elements of the tile that count.
+  template <class Visit>
+  __device__ __forceinline__ void for_each(const Span<T, A>& span, int t, const Visit& visit) const {
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+#pragma unroll
+      for (int j = 0; j < P::size; ++j) {
+        if (allowed[k] >> j & 1) {
+          visit(widen(tile[k].values[j]), span.element((t * kPacks + k) * kLanes + lane) + j);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void add_tile(const Span<T, A>& span, int t) {
+    A max = part.softmax.max;
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) max = greatest(tile[k], max);
+    if constexpr (kExtras) {
+      if (call.work.label_smoothing != 0) {
+        // Shifted by the maximum, so that large logits lose no digits.
+        A logits = 0, weights = 0;
+        for_each(span, t, [&](A x, int i) {
+          const A weight = span.weight_of(i);
+          logits += weight * (x - max);
+          weights += weight;
+          ++part.smoothing.classes;
+        });
+        part.smoothing.logits += double(logits) + double(max) * double(weights);
+        part.smoothing.weight += double(weights);
+      }
+    }
+    A sum = part.softmax.sum * fast_exp(part.softmax.max - max);
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      if constexpr (!kKeepsExponentials) hold(tile[k]);
+#pragma unroll
+      for (int j = 0; j < P::size; ++j) {
+        const A e = fast_exp(widen(tile[k].values[j]) - max);
+        sum += e;
+        if constexpr (kKeepsExponentials) tile[k].values[j] = e;
+      }
+      if constexpr (mode == Mode::ForwardGrad) hold(tile[k]);
+    }
+    part.softmax = {max, sum};
+  }
+
+  __device__ __forceinline__ void add_single(const Span<T, A>& span) {
+    const int i = span.single(lane);
+    if (i < 0 || !span.allows(i)) return;
+    const A x = widen(span.logits[i]), max = greater(part.softmax.max, x);
+    part.softmax = {max, fast_exp(x - max)};  // the first of this thread
+    if (kExtras && call.work.label_smoothing != 0) {
+      const A weight = span.weight_of(i);
+      part.smoothing = {double(weight) * double(x), double(weight), 1};
+    }
+  }
+
+  // What the weights of the allowed classes of a whole row add up to.
+  __device__ __forceinline__ Smoothing sum_weights(std::int64_t r) const {
+    const auto& work = call.work;
+    const bool* row = work.class_mask == nullptr ? nullptr : work.class_mask + work.rows.offsets(r)[2];
+    Smoothing sum;
+    for (std::int64_t c = lane; c < work.classes; c += kLanes) {
+      if (row != nullptr && !row[c]) continue;
+      sum.weight += work.weight == nullptr ? 1.0 : double(work.weight[c]);
+      ++sum.classes;
+    }
+    return reduce<WarpSum>(sum);
+  }
+
+  template <class Warp, class V>
+  __device__ __forceinline__ static V reduce(const V& value) {
+    if constexpr (kLanes == 32) {
+      return Warp{}(value);
+    } else {
+      return reduce_block(value, Warp{});
+    }
+  }
+
+  // Of a row that a whole cluster holds, each block a slice of it.
+  __device__ __forceinline__ void merge_cluster() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    if constexpr (kLanes > 32) {
+      const auto cluster = cooperative_groups::this_cluster();
+      const unsigned blocks = cluster.num_blocks();
+      if (blocks == 1) return;
+      auto& mine = shared<RowPart<A>, struct ClusterPart>();
+      if (threadIdx.x == 0) mine = part;
+      cluster.sync();
+      const unsigned block = threadIdx.x % 32;
+      part = block < blocks ? *cluster.map_shared_rank(&mine, block) : RowPart<A>{};
+      part.softmax = WarpSoftmax{}(part.softmax);
+      if (kExtras && call.work.label_smoothing != 0) part.smoothing = WarpSum{}(part.smoothing);
+      cluster.sync();  // all have read, before a block goes on or leaves
+    }
+#endif
+  }
+
+  // Whether exponentials are in the tile, relative to `max`, or logits.
+  __device__ __forceinline__ void store(const Span<T, A>& span, int t, const RowTerms<A>& terms, bool exponentials,
+                                        A max) {
+    const A scale = exponentials ? terms.scale * fast_exp(max - terms.max) : terms.scale;
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      const int p = (t * kPacks + k) * kLanes + lane;
+      if (p >= span.packs) continue;
+      const int first = span.element(p);
+#pragma unroll
+      for (int j = 0; j < P::size; ++j) {
+        const A x = widen(tile[k].values[j]);
+        const A e = exponentials ? x : fast_exp(x - terms.max);
+        const A weight = kExtras && terms.gradient.smoothing != 0 ? span.weight_of(first + j) : A(0);
+        const A gradient = class_gradient(terms, e * scale, weight, first + j == span.target);
+        tile[k].values[j] = !kExtras || allowed[k] >> j & 1 ? narrow<T>(gradient) : narrow<T>(A(0));
+      }
+      store_streaming(span.gradient + first, tile[k]);
+    }
+  }
+
+  __device__ __forceinline__ void store_single(const Span<T, A>& span, const RowTerms<A>& terms) const {
+    const int i = span.single(lane);
+    if (i < 0) return;
+    A gradient = 0;
+    if (span.allows(i)) {
+      const A scaled = fast_exp(widen(span.logits[i]) - terms.max) * terms.scale;
+      gradient = class_gradient(terms, scaled, span.weight_of(i), i == span.target);
+    }
+    span.gradient[i] = narrow<T>(gradient);
+  }
+
+  __device__ __forceinline__ void store_zeros(const Span<T, A>& span) const {
+    P zeros;
+#pragma unroll
+    for (T& value : zeros.values) value = narrow<T>(A(0));
+    for (int p = lane; p < span.packs; p += kLanes) store_streaming(span.gradient + span.element(p), zeros);
+    if (const int i = span.single(lane); i >= 0) span.gradient[i] = narrow<T>(A(0));
+  }
+
+  // Every thread of the group, or of its cluster, comes here with the same row.
+  __device__ __forceinline__ void visit(std::int64_t r, int slice, bool kept) {
+    const auto& work = call.work;
+    const auto target = kept ? work.index[r] : -1;
+    const Span<T, A> span(work, r, slice, call.slices, target);
+    if (target < 0) {
+      if constexpr (mode != Mode::Forward) store_zeros(span);
+      return;
+    }
+    const int last = tiles(span) - 1;
+    if constexpr (mode == Mode::Backward) {
+      const auto smoothing = kExtras && work.label_smoothing != 0 ? sum_weights(r) : Smoothing{};
+      const auto terms = row_terms(describe(work, r, target, smoothing), work.softmax[r]);
+      for (int t = 0; t <= last; ++t) {
+        load(span, t);
+        store(span, t, terms, false, A(0));
+      }
+      store_single(span, terms);
+      return;
+    }
+    const bool gives_loss = lane == 0 && call.parts == nullptr && span.target >= 0;
+    const A target_logit = gives_loss ? widen(span.logits[span.target]) : A(0);
+    part = {};
+    add_single(span);
+    for (int t = 0; t <= last; ++t) {
+      load(span, t);
+      add_tile(span, t);
+    }
+    const A max = part.softmax.max;
+    part.softmax = reduce<WarpSoftmax>(part.softmax);
+    if (kExtras && work.label_smoothing != 0) part.smoothing = reduce<WarpSum>(part.smoothing);
+    if (call.parts != nullptr) {
+      if (lane == 0) call.parts[r * call.slices + slice] = part;
+      return;
+    }
+    merge_cluster();
+    const auto row = describe(work, r, target, part.smoothing);
+    if (gives_loss) give_loss(work, r, row, part.softmax, target_logit, span.allows(span.target));
+    if constexpr (mode == Mode::ForwardGrad) {
+      const auto terms = row_terms(row, part.softmax);
+      store_single(span, terms);
+      store(span, last, terms, kKeepsExponentials, max);
+      for (int t = last - 1; t >= 0; --t) {
+        load(span, t);
+        store(span, t, terms, false, A(0));
+      }
+    }
+  }
+};
+
+template <class T, Mode mode, int kLanes, int kPacks, bool kExtras>
+__global__ void __launch_bounds__(std::max(kLanes, 128)) cross_entropy_packs(CrossEntropyCall<T, Compute<T>> call) {
+  PackGroup<T, mode, kLanes, kPacks, kExtras> group(call);
+  const unsigned groups_in_block = blockDim.x / kLanes;
+  const std::int64_t index = std::int64_t(blockIdx.x) * groups_in_block + threadIdx.x / kLanes;
+  const std::int64_t step = std::int64_t(gridDim.x) * groups_in_block / call.slices;
+  const auto kept = *call.kept, end = mode == Mode::Forward ? kept : call.work.rows.count;
+  for (auto i = index / call.slices; i < end; i += step) {
+    group.visit(call.order[i], static_cast<int>(index % call.slices), i < kept);
+  }
+}
+
+// Puts the parts of rows together, a thread a row.
+template <class T>
+__global__ void __launch_bounds__(128) cross_entropy_parts(CrossEntropyCall<T, Compute<T>> call) {
+  using A = Compute<T>;
+  const auto& work = call.work;
+  const auto i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= *call.kept) return;
+  const auto r = call.order[i], target = work.index[r];
+  if (target < 0) return;
+  RowPart<A> row;
+  for (int s = 0; s < call.slices; ++s) {
+    const auto part = call.parts[r * call.slices + s];
+    row = {merge(row.softmax, part.softmax), row.smoothing + part.smoothing};
+  }
+  const auto offsets = work.rows.offsets(r);
+  const bool allowed = work.class_mask == nullptr || work.class_mask[offsets[2] + target];
+  give_loss(work, r, describe(work, r, target, row.smoothing), row.softmax, widen(work.logits[offsets[0] + target]),
+            allowed);
+}
+
+// The softmax of the threads that share a row, all of which get it; `rows` stand beside one another in a block.
+template <class A>
+__device__ RowPart<A> reduce_rows(RowPart<A> part, int lanes, int rows, bool rows_first, bool smoothing) {
+  if (lanes == 1) return part;
+  if (!rows_first) {
+    part.softmax = reduce_softmax(part.softmax, lanes);
+    if (smoothing) part.smoothing = reduce_lanes(part.smoothing, lanes, [](auto a, auto b) { return a + b; });
+    return part;
+  }
+  auto& parts = shared<RowPart<A>[512], struct LaneParts>();
+  parts[threadIdx.x] = part;
+  __syncthreads();
+  const int row = threadIdx.x % rows;
+  part = parts[row];
+  for (int l = 1; l < lanes; ++l) {
+    const auto& other = parts[l * rows + row];
+    part = {merge(part.softmax, other.softmax), part.smoothing + other.smoothing};
+  }
+  __syncthreads();  // before the next rows write
+  return part;
+}
+
+// Rows of classes anywhere in memory: `lanes` threads a row.
+template <class T, Mode mode>
+__global__ void __launch_bounds__(512)
+    cross_entropy_lanes(CrossEntropyCall<T, Compute<T>> call, int lanes, bool rows_first) {
+  using A = Compute<T>;
+  const auto& work = call.work;
+  const int rows = blockDim.x / lanes;
+  const int lane = rows_first ? threadIdx.x / rows : threadIdx.x % lanes;
+  const int row_in_block = rows_first ? threadIdx.x % rows : threadIdx.x / lanes;
+  for (auto first = std::int64_t(blockIdx.x) * rows; first < work.rows.count; first += std::int64_t(gridDim.x) * rows) {
+    const auto r = first + row_in_block;
+    const auto target = r < work.rows.count ? work.index[r] : -1;
+    const auto offsets = r < work.rows.count ? work.rows.offsets(r) : std::array<std::int64_t, 3>{};
+    const T* logits = work.logits + offsets[0];
+    T* gradient = work.gradient == nullptr ? nullptr : work.gradient + offsets[1];
+    const auto allows = [&](std::int64_t c) {
+      return work.class_mask == nullptr || work.class_mask[offsets[2] + c * work.class_mask_stride];
+    };
+    const auto weight_of = [&](std::int64_t c) { return work.weight == nullptr ? A(1) : work.weight[c]; };
+    const bool smooth = work.label_smoothing != 0;
+
+    RowPart<A> part;
+    if (target >= 0 && (mode != Mode::Backward || smooth)) {
+      auto& [max, sum] = part.softmax;
+      for (std::int64_t c = lane; c < work.classes; c += lanes) {
+        if (!allows(c)) continue;
+        const A x = widen(logits[c * work.logits_stride]);
+        if (smooth) part.smoothing = part.smoothing + Smoothing{double(weight_of(c)) * double(x), weight_of(c), 1};
+        if constexpr (mode == Mode::Backward) continue;
+        if (x > max) {
+          sum = sum * fast_exp(max - x) + 1;
+          max = x;
+        } else {
+          sum += fast_exp(x - max);
+        }
+      }
+    }
+    part = reduce_rows(part, lanes, rows, rows_first, smooth);
+    if (target < 0) {
+      if (mode != Mode::Forward && r < work.rows.count) {
+        for (std::int64_t c = lane; c < work.classes; c += lanes) gradient[c * work.gradient_stride] = narrow<T>(A(0));
+      }
+      continue;
+    }
+    const auto softmax = mode == Mode::Backward ? work.softmax[r] : merge(Softmax<A>{}, part.softmax);
+    const auto row = describe(work, r, target, part.smoothing);
+    if constexpr (mode != Mode::Backward) {
+      if (lane == 0) {
+        const bool inside = target < work.classes;  // a row without classes has a target out of range
+        give_loss(work, r, row, softmax, inside ? widen(logits[target * work.logits_stride]) : A(0),
+                  !inside || allows(target));
+      }
+    }
+    if constexpr (mode != Mode::Forward) {
+      const auto terms = row_terms(row, softmax);
+      for (std::int64_t c = lane; c < work.classes; c += lanes) {
+        A value = 0;
+        if (allows(c)) {
+          const A scaled = fast_exp(widen(logits[c * work.logits_stride]) - softmax.max) * terms.scale;
+          value = class_gradient(terms, scaled, weight_of(c), c == target);
+        }
+        gradient[c * work.gradient_stride] = narrow<T>(value);
+      }
+    }
+  }
+}
+
+template <class T, class A>
+__global__ void __launch_bounds__(256) scale_elements(T* gradient, std::int64_t n, const A* by) {
+  const A factor = *by;
+  if (factor == 1) return;
+  const auto scaled = [&](T x) { return widen(x) == 0 ? narrow<T>(A(0)) : narrow<T>(widen(x) * factor); };
+  const auto thread = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const auto threads = std::int64_t(gridDim.x) * blockDim.x;
+  const auto head = min(n, std::int64_t(elements_to_alignment(gradient)));
+  const auto packs = (n - head) / Pack<T>::size, tail = head + packs * Pack<T>::size;
+  for (auto p = thread; p < packs; p += threads) {
+    auto pack = load_streaming(gradient + head + p * Pack<T>::size);
+#pragma unroll
+    for (T& value : pack.values) value = scaled(value);
+    store_streaming(gradient + head + p * Pack<T>::size, pack);
+  }
+  if (thread < head) gradient[thread] = scaled(gradient[thread]);
+  if (tail + thread < n) gradient[tail + thread] = scaled(gradient[tail + thread]);
+}
+
+// The sizes of a tile, of which the first that holds a slice is taken, else the last.
+struct Shape {
+  int lanes, packs;
+  constexpr int bytes() const { return lanes * packs * 16; }
+};
+constexpr Shape kShapes[] = {{32, 4}, {128, 4}, {256, 8}, {512, 8}};
+constexpr int kShapeCount = std::size(kShapes);
+
+constexpr int kMaxCluster = 8;  // what every GPU with clusters can do
+constexpr int kMaxSlices = 64;  // where rows are few
+constexpr std::int64_t kSliceBytes = 1 << 14;
+constexpr std::int64_t kFewClasses = 128;  // bytes of a row up to which a pack a thread would leave most threads idle
+
+std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+unsigned grid(std::int64_t blocks_needed, int multiprocessors, int threads, int slices) {
+  // Some waves of blocks: rows cost alike, but blocks of other work may be in the way of some.
+  const std::int64_t most = std::max<std::int64_t>(slices, std::int64_t(multiprocessors) * 8 * 1024 / threads);
+  return static_cast<unsigned>(std::max<std::int64_t>(1, std::min(blocks_needed, most / slices * slices)));
+}
+
+template <class T, Mode mode, int shape, class A>
+void run_packs(const CrossEntropyCall<T, A>& call, bool clusters, int multiprocessors, cudaStream_t stream) {
+  constexpr int lanes = kShapes[shape].lanes, packs = kShapes[shape].packs, threads = std::max(lanes, 128);
+  const bool extras = call.work.class_mask != nullptr || call.work.label_smoothing != 0;
+  const auto kernel =
+      extras ? cross_entropy_packs<T, mode, lanes, packs, true> : cross_entropy_packs<T, mode, lanes, packs, false>;
+  const auto blocks = divide_up(call.work.rows.count * call.slices, threads / lanes);
+  launch(kernel,
+         {grid(blocks, multiprocessors, threads, call.slices), threads, 0, clusters ? unsigned(call.slices) : 1u},
+         stream, call);
+}
+
+template <class T, Mode mode, int shape = 0, class A>
+void run_shape(const CrossEntropyCall<T, A>& call, const CrossEntropyRegime& regime, int multiprocessors,
+               cudaStream_t stream) {
+  if constexpr (shape + 1 < kShapeCount) {
+    if (kShapes[shape].lanes != regime.lanes) {
+      return run_shape<T, mode, shape + 1>(call, regime, multiprocessors, stream);
+    }
+  }
+  const bool clusters = regime.kind == CrossEntropyRegime::Packs && call.slices > 1;
+  run_packs<T, mode, shape>(call, clusters, multiprocessors, stream);
+}
+
+template <class T, Mode mode, class A>
+void run_mode(CrossEntropyCall<T, A> call, const CrossEntropyRegime& regime, int multiprocessors, cudaStream_t stream) {
+  if constexpr (!std::is_same_v<T, double>) {
+    if (regime.kind != CrossEntropyRegime::Lanes) {
+      call.slices = regime.slices;
+      if (regime.kind == CrossEntropyRegime::Packs) call.parts = nullptr;
+      return run_shape<T, mode>(call, regime, multiprocessors, stream);
+    }
+  }
+  const unsigned threads = std::max(128, regime.rows_first ? 32 * regime.lanes : 0);
+  const auto blocks = divide_up(call.work.rows.count, threads / regime.lanes);
+  launch(cross_entropy_lanes<T, mode>, {grid(blocks, multiprocessors, threads, 1), threads}, stream, call, regime.lanes,
+         regime.rows_first);
+}
+
+}  // namespace
+
+CrossEntropyRegime pick_cross_entropy_regime(Mode mode, std::int64_t rows, std::int64_t classes,
+                                             std::int64_t element_bytes, bool beside, int multiprocessors,
+                                             bool clusters) {
+  const auto bytes = classes * element_bytes;
+  if (!beside || element_bytes > 4 || bytes <= kFewClasses || classes >= (std::int64_t{1} << 31)) {
+    CrossEntropyRegime regime{CrossEntropyRegime::Lanes, 1, 0, 1, !beside};
+    const auto enough = [&] {
+      return beside ? regime.lanes * 8 >= classes || regime.lanes == 32
+                    : regime.lanes * 4 >= classes || regime.lanes == 16 ||
+                          rows * regime.lanes >= std::int64_t(multiprocessors) * 1024;
+    };
+    while (!enough()) regime.lanes *= 2;
+    return regime;
+  }
+  const auto shape_of = [&](std::int64_t slice, int count) {
+    int shape = 0;
+    while (shape + 1 < count && kShapes[shape].bytes() < slice) ++shape;
+    return kShapes[shape];
+  };
+  // Few rows: so many slices that every multiprocessor has one, of a size that is worth a block.
+  const auto wanted = std::min<std::int64_t>(
+      {divide_up(2 * multiprocessors, std::max<std::int64_t>(1, rows)), bytes / kSliceBytes, kMaxSlices});
+  const bool gradient = mode == Mode::ForwardGrad;
+  if (wanted > (gradient && clusters ? kMaxCluster : 1)) {
+    const auto shape = shape_of(divide_up(bytes, wanted), kShapeCount - 1);
+    return {CrossEntropyRegime::Slices, shape.lanes, shape.packs, static_cast<int>(wanted), false};
+  }
+  int slices = 1;
+  if (gradient && clusters) {
+    while (slices < kMaxCluster && (slices * kShapes[2].bytes() < bytes || slices < wanted)) slices *= 2;
+  }
+  // The largest shape is for what has to stay on chip; a row that is read once streams through a smaller one.
+  const auto shape = shape_of(divide_up(bytes, slices), gradient ? kShapeCount : kShapeCount - 1);
+  return {CrossEntropyRegime::Packs, shape.lanes, shape.packs, slices, false};
+}
+
+template <class T, class A>
+void run_cross_entropy(const CrossEntropyCall<T, A>& call, Mode mode, const CrossEntropyRegime& regime,
+                       int multiprocessors, cudaStream_t stream) {
+  const auto rows = call.work.rows.count;
+  if (rows == 0) return;
+  if (regime.kind == CrossEntropyRegime::Slices && mode != Mode::Backward) {
+    if constexpr (!std::is_same_v<T, double>) {
+      auto forward = call;
+      forward.work.gradient = nullptr;
+      run_mode<T, Mode::Forward>(forward, regime, multiprocessors, stream);
+      forward.slices = regime.slices;
+      launch(cross_entropy_parts<T>, {static_cast<unsigned>(divide_up(rows, 128)), 128}, stream, forward);
+      if (mode == Mode::ForwardGrad) run_mode<T, Mode::Backward>(call, regime, multiprocessors, stream);
+    }
+    return;
+  }
+  switch (mode) {
+    case Mode::Forward: return run_mode<T, Mode::Forward>(call, regime, multiprocessors, stream);
+    case Mode::ForwardGrad: return run_mode<T, Mode::ForwardGrad>(call, regime, multiprocessors, stream);
+    case Mode::Backward: return run_mode<T, Mode::Backward>(call, regime, multiprocessors, stream);
+  }
+}
+
+template <class T, class A>
+void scale_gradient(T* gradient, std::int64_t n, const A* by, int multiprocessors, cudaStream_t stream) {
+  if (n == 0) return;
+  const auto blocks = divide_up(n, Pack<T>::size * 256);
+  launch(scale_elements<T, A>, {grid(blocks, multiprocessors, 256, 1), 256}, stream, gradient, n, by);
+}
+
+#define INSTANTIATE(T, A)                                                                                             \
+  template void run_cross_entropy(const CrossEntropyCall<T, A>&, Mode, const CrossEntropyRegime&, int, cudaStream_t); \
+  template void scale_gradient(T*, std::int64_t, const A*, int, cudaStream_t);
+INSTANTIATE(float, float)
+INSTANTIATE(double, double)
+INSTANTIATE(__nv_bfloat16, float)
+INSTANTIATE(__half, float)
+#undef INSTANTIATE
+
+}  // namespace masked_loss::cuda

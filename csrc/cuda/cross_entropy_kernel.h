@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "common/cross_entropy.h"
+
+namespace masked_loss::cuda {
+
+// What a part of a row has come to.
+template <class A>
+struct RowPart {
+  Softmax<A> softmax;
+  Smoothing smoothing;
+};
+
+// T is the device's type of the logits. What order and kept mean is said in row_plan_kernel.h.
+template <class T, class A>
+struct CrossEntropyCall {
+  CrossEntropyWork<T, A> work;
+  const std::int64_t* order;
+  const std::int64_t* kept;
+  int slices;         // of a row
+  RowPart<A>* parts;  // [N, slices], or null where a row is reduced in one go
+};
+
+// How the rows are spread over threads.
+struct CrossEntropyRegime {
+  enum Kind {
+    Lanes,   // any strides: few threads a row, which is read twice for a gradient
+    Packs,   // classes side by side: a row is held on chip by `lanes` threads of one block, or of a cluster of blocks
+    Slices,  // few long rows: by many blocks each, and the parts put together by a kernel of its own
+  } kind;
+  int lanes;        // threads a row, of each of its slices
+  int packs;        // of 16 bytes that a thread holds
+  int slices;       // of a row
+  bool rows_first;  // Lanes: neighbouring threads take neighbouring rows, not classes
+};
+
+// `beside`: classes lie beside one another in all operands.
+CrossEntropyRegime pick_cross_entropy_regime(CrossEntropyMode mode, std::int64_t rows, std::int64_t classes,
+                                             std::int64_t element_bytes, bool beside, int multiprocessors,
+                                             bool clusters);
+
+// In the regime Slices a gradient in the forward pass is made by two passes, and `softmax` has to be given.
+template <class T, class A>
+void run_cross_entropy(const CrossEntropyCall<T, A>& call, CrossEntropyMode mode, const CrossEntropyRegime& regime,
+                       int multiprocessors, cudaStream_t stream);
+
+// gradient *= by, which is read on the device, but a zero stays +0 whatever the factor; of n elements side by side.
+template <class T, class A>
+void scale_gradient(T* gradient, std::int64_t n, const A* by, int multiprocessors, cudaStream_t stream);
+
+}  // namespace masked_loss::cuda

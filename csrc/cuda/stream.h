@@ -1,0 +1,44 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+// Everything that host code needs of a device. An emulation puts a file of this name and content before this one.
+#define MASKED_LOSS_CUDA_IMPL(m) TORCH_LIBRARY_IMPL(masked_loss, CUDA, m)
+
+namespace masked_loss::cuda {
+
+struct Device {
+  cudaStream_t stream;
+  int multiprocessors;
+  bool clusters;  // of blocks, which read one another's shared memory
+};
+
+// The device of a tensor is the current one while this lives.
+class OnDevice {
+ public:
+  explicit OnDevice(const at::Tensor& tensor) : guard_(tensor.device()) {}
+
+  Device device() const {
+    const auto attribute = [&](cudaDeviceAttr name) {
+      int value = 0;
+      C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, guard_.current_device().index()));
+      return value;
+    };
+    return {c10::cuda::getCurrentCUDAStream(), attribute(cudaDevAttrMultiProcessorCount),
+            attribute(cudaDevAttrComputeCapabilityMajor) >= 9};
+  }
+
+ private:
+  c10::cuda::CUDAGuard guard_;
+};
+
+// Whether calls are recorded in a graph, where nothing can be waited for.
+inline bool is_capturing() {
+  return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+}
+
+}  // namespace masked_loss::cuda
