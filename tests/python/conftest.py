@@ -1,14 +1,52 @@
-"""Fixtures that every test module shares."""
+"""Fixtures that every test module shares, and where the kernels run: on the CPU, on a GPU or under the emulation."""
 
+import os
 from contextlib import contextmanager
 
 import pytest
 import torch
 
+import backends
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("masked_loss")
+    group.addoption("--device", default="cpu", help="where the tests make their tensors: cpu or cuda")
+    group.addoption("--emulated", action="store_true", help="run the CUDA kernels, emulated on the CPU")
+    group.addoption("--emulated-seed", type=int, default=1, help="of the order of threads; 0: that of their indices")
+
+
+def pytest_configure(config):
+    device = config.getoption("--device")
+    if device != "cpu" or config.getoption("--emulated"):
+        os.environ["MASKED_LOSS_CHECK"] = "1"  # the same IndexErrors as on the CPU; test_cuda_rules.py goes without
+    if device != "cpu":
+        backends.require_cuda()
+        torch.set_default_device(device)
+    if config.getoption("--emulated"):
+        config.emulation = backends.Emulation(config.getoption("--emulated-seed"))
+
+
+def pytest_collection_modifyitems(config, items):
+    left_out = backends.left_out(emulated=config.getoption("--emulated"), device=config.getoption("--device"))
+    for item in items:
+        reason = next((reason for name, reason in left_out.items() if item.nodeid.split("/")[-1].startswith(name)), None)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_sessionfinish(session):
+    emulation = getattr(session.config, "emulation", None)
+    if emulation is not None:
+        emulation.write_launches()
+
 
 @pytest.fixture(autouse=True)
-def seed():
+def seed(request):
     torch.manual_seed(0)
+    emulation = getattr(request.config, "emulation", None)
+    if emulation is not None:
+        emulation.begin(request.node.nodeid)
 
 
 @pytest.fixture

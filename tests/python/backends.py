@@ -1,0 +1,63 @@
+"""Where the kernels under test run: those of the CPU, of a GPU, or those of a GPU emulated on the CPU."""
+
+import ctypes
+import os
+import random
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+import masked_loss  # noqa: F401, registers the kernels that the emulated ones replace
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = Path("tests", "cuda_emulation", "libmasked_loss_emulated.so")
+
+
+def require_cuda():
+    if not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: this torch finds no GPU")
+
+
+class Emulation:
+    """The library of emulated kernels, loaded in the place of the CPU's."""
+
+    def __init__(self, seed):
+        self.seed = seed
+        path = Path(os.environ.get("MASKED_LOSS_EMULATED", ROOT / "build" / "package" / LIBRARY))
+        if not path.exists():
+            raise pytest.UsageError(f"--emulated: there is no {path}: `make emulated` builds it")
+        sys.stderr.flush()
+        stderr, silence = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 2)  # torch warns that kernels are replaced, which is the point
+        try:
+            self.library = ctypes.CDLL(str(path))
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            os.close(silence)
+        self.library.masked_loss_emulated_set.argtypes = (ctypes.c_uint, ctypes.c_uint, ctypes.c_int, ctypes.c_bool)
+        self.library.masked_loss_emulated_write_launches.argtypes = (ctypes.c_char_p,)
+
+    def begin(self, test):
+        """A schedule and a device for a test, the same ones each time that it runs with this seed."""
+        if self.seed == 0:
+            self.library.masked_loss_emulated_set(0, 1, 3, True)
+            return
+        draw = random.Random(zlib.crc32(f"{self.seed} {test}".encode()))
+        schedule, resident_blocks = draw.randrange(1, 2**32), draw.choice((1, 2, 4))
+        self.library.masked_loss_emulated_set(schedule, resident_blocks, draw.choice((1, 3, 8)), draw.random() < 0.7)
+
+    def write_launches(self):
+        path = ROOT / "build" / "emulated_launches.txt"
+        path.unlink(missing_ok=True)
+        self.library.masked_loss_emulated_write_launches(str(path).encode())
+
+
+def left_out(emulated, device):
+    """What cannot apply: the beginning of a test's name, and why."""
+    if emulated:
+        return {}
+    return {}
