@@ -9,18 +9,44 @@ namespace masked_loss {
 
 inline constexpr int kMaxRowDims = 16;
 
+// Division by a number that is known before many divisions: a multiplication and two shifts, exact for every dividend
+// of 64 bits (Granlund and Montgomery, Division by Invariant Integers using Multiplication, 1994, figure 4.1).
+class Quotient {
+ public:
+  Quotient() = default;
+  explicit Quotient(std::int64_t divisor) {
+    int bits = 0;
+    while (bits < 63 && (std::int64_t{1} << bits) < divisor) ++bits;
+    const unsigned __int128 over = (static_cast<unsigned __int128>(1) << bits) - divisor;
+    multiplier_ = static_cast<std::uint64_t>((over << 64) / divisor + 1);
+    first_ = bits < 1 ? bits : 1;
+    second_ = bits < 1 ? 0 : bits - 1;
+  }
+
+  MASKED_LOSS_HD std::int64_t operator()(std::int64_t dividend) const {
+    const auto n = static_cast<std::uint64_t>(dividend);
+    const auto high = static_cast<std::uint64_t>(static_cast<unsigned __int128>(multiplier_) * n >> 64);
+    return static_cast<std::int64_t>((high + ((n - high) >> first_)) >> second_);
+  }
+
+ private:
+  std::uint64_t multiplier_;
+  int first_, second_;
+};
+
 // The row dimensions of several operands, walked together: row r of operand k lies at offsets(r)[k].
 template <int Operands>
 struct Rows {
   std::int64_t count = 1;
   int dims = 0;
   std::int64_t sizes[kMaxRowDims];
+  Quotient by_size[kMaxRowDims];
   std::int64_t strides[Operands][kMaxRowDims];
 
   MASKED_LOSS_HD std::array<std::int64_t, Operands> offsets(std::int64_t row) const {
     std::array<std::int64_t, Operands> result{};
     for (int d = dims - 1; d > 0; --d) {
-      const std::int64_t rest = row / sizes[d], index = row - rest * sizes[d];
+      const std::int64_t rest = by_size[d](row), index = row - rest * sizes[d];
       for (int k = 0; k < Operands; ++k) result[k] += index * strides[k][d];
       row = rest;
     }

@@ -40,6 +40,8 @@ Rows<Operands> make_rows(at::IntArrayRef sizes, const std::array<at::DimVector, 
     rows.sizes[rows.dims - 1] *= sizes[d];
     for (int k = 0; k < Operands; ++k) rows.strides[k][rows.dims - 1] = stride(k, d);
   }
+  // No row is looked for where there is none.
+  for (int d = 1; d < rows.dims && rows.count > 0; ++d) rows.by_size[d] = Quotient(rows.sizes[d]);
   return rows;
 }
 

@@ -335,15 +335,23 @@ struct PackGroup {
   }
 };
 
+// While one block reduces, others have to keep the memory busy: 768 threads of 80 registers, or half as many that hold
+// twice as much.
+constexpr int resident_blocks(int lanes, int packs, bool extras) {
+  if (extras) return 1;
+  return packs <= 4 ? 768 / std::max(lanes, 128) : std::max(1, 512 / lanes);
+}
+
 template <class T, Mode mode, int kLanes, int kPacks, bool kExtras>
-__global__ void __launch_bounds__(std::max(kLanes, 128)) cross_entropy_packs(CrossEntropyCall<T, Compute<T>> call) {
+__global__ void __launch_bounds__(std::max(kLanes, 128), resident_blocks(kLanes, kPacks, kExtras))
+    cross_entropy_packs(CrossEntropyCall<T, Compute<T>> call) {
   PackGroup<T, mode, kLanes, kPacks, kExtras> group(call);
   const unsigned groups_in_block = blockDim.x / kLanes;
-  const std::int64_t index = std::int64_t(blockIdx.x) * groups_in_block + threadIdx.x / kLanes;
-  const std::int64_t step = std::int64_t(gridDim.x) * groups_in_block / call.slices;
+  const unsigned index = blockIdx.x * groups_in_block + threadIdx.x / kLanes, slices = call.slices;
+  const unsigned step = gridDim.x * groups_in_block / slices;
   const auto kept = *call.kept, end = mode == Mode::Forward ? kept : call.work.rows.count;
-  for (auto i = index / call.slices; i < end; i += step) {
-    group.visit(call.order[i], static_cast<int>(index % call.slices), i < kept);
+  for (auto i = std::int64_t(index / slices); i < end; i += step) {
+    group.visit(call.order[i], static_cast<int>(index % slices), i < kept);
   }
 }
 
@@ -480,8 +488,10 @@ struct Shape {
   int lanes, packs;
   constexpr int bytes() const { return lanes * packs * 16; }
 };
-constexpr Shape kShapes[] = {{32, 4}, {128, 4}, {256, 8}, {512, 8}};
+constexpr Shape kShapes[] = {{32, 4}, {128, 4}, {256, 4}, {256, 8}, {512, 8}};
 constexpr int kShapeCount = std::size(kShapes);
+constexpr int kStreaming = 3;       // shapes for rows that are read once: the larger ones are for what stays on chip
+constexpr int kSliceOfCluster = 3;  // the shape that a cluster's blocks have, while rows fit in it
 
 constexpr int kMaxCluster = 8;  // what every GPU with clusters can do
 constexpr int kMaxSlices = 64;  // where rows are few
@@ -511,8 +521,8 @@ void run_packs(const CrossEntropyCall<T, A>& call, bool clusters, int multiproce
 template <class T, Mode mode, int shape = 0, class A>
 void run_shape(const CrossEntropyCall<T, A>& call, const CrossEntropyRegime& regime, int multiprocessors,
                cudaStream_t stream) {
-  if constexpr (shape + 1 < kShapeCount) {
-    if (kShapes[shape].lanes != regime.lanes) {
+  if constexpr (shape + 1 < (mode == Mode::ForwardGrad ? kShapeCount : kStreaming)) {
+    if (shape != regime.shape) {
       return run_shape<T, mode, shape + 1>(call, regime, multiprocessors, stream);
     }
   }
@@ -542,7 +552,7 @@ CrossEntropyRegime pick_cross_entropy_regime(Mode mode, std::int64_t rows, std::
                                              bool clusters) {
   const auto bytes = classes * element_bytes;
   if (!beside || element_bytes > 4 || bytes <= kFewClasses || classes >= (std::int64_t{1} << 31)) {
-    CrossEntropyRegime regime{CrossEntropyRegime::Lanes, 1, 0, 1, !beside};
+    CrossEntropyRegime regime{CrossEntropyRegime::Lanes, 0, 1, 1, !beside};
     const auto enough = [&] {
       return beside ? regime.lanes * 8 >= classes || regime.lanes == 32
                     : regime.lanes * 4 >= classes || regime.lanes == 16 ||
@@ -554,23 +564,22 @@ CrossEntropyRegime pick_cross_entropy_regime(Mode mode, std::int64_t rows, std::
   const auto shape_of = [&](std::int64_t slice, int count) {
     int shape = 0;
     while (shape + 1 < count && kShapes[shape].bytes() < slice) ++shape;
-    return kShapes[shape];
+    return shape;
   };
   // Few rows: so many slices that every multiprocessor has one, of a size that is worth a block.
   const auto wanted = std::min<std::int64_t>(
       {divide_up(2 * multiprocessors, std::max<std::int64_t>(1, rows)), bytes / kSliceBytes, kMaxSlices});
   const bool gradient = mode == Mode::ForwardGrad;
   if (wanted > (gradient && clusters ? kMaxCluster : 1)) {
-    const auto shape = shape_of(divide_up(bytes, wanted), kShapeCount - 1);
-    return {CrossEntropyRegime::Slices, shape.lanes, shape.packs, static_cast<int>(wanted), false};
+    return {CrossEntropyRegime::Slices, shape_of(divide_up(bytes, wanted), kStreaming), static_cast<int>(wanted), 1,
+            false};
   }
   int slices = 1;
   if (gradient && clusters) {
-    while (slices < kMaxCluster && (slices * kShapes[2].bytes() < bytes || slices < wanted)) slices *= 2;
+    while (slices < kMaxCluster && (slices * kShapes[kSliceOfCluster].bytes() < bytes || slices < wanted)) slices *= 2;
   }
-  // The largest shape is for what has to stay on chip; a row that is read once streams through a smaller one.
-  const auto shape = shape_of(divide_up(bytes, slices), gradient ? kShapeCount : kShapeCount - 1);
-  return {CrossEntropyRegime::Packs, shape.lanes, shape.packs, slices, false};
+  return {CrossEntropyRegime::Packs, shape_of(divide_up(bytes, slices), gradient ? kShapeCount : kStreaming), slices, 1,
+          false};
 }
 
 template <class T, class A>

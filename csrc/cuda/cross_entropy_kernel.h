@@ -30,9 +30,9 @@ struct CrossEntropyRegime {
     Packs,   // classes side by side: a row is held on chip by `lanes` threads of one block, or of a cluster of blocks
     Slices,  // few long rows: by many blocks each, and the parts put together by a kernel of its own
   } kind;
-  int lanes;        // threads a row, of each of its slices
-  int packs;        // of 16 bytes that a thread holds
+  int shape;        // Packs, Slices: the index of the size of a tile
   int slices;       // of a row
+  int lanes;        // Lanes: threads a row
   bool rows_first;  // Lanes: neighbouring threads take neighbouring rows, not classes
 };
 

@@ -8,7 +8,10 @@ namespace masked_loss::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPacks = 4;  // that a thread has under way
+
+// Packs that a thread has under way; of bytes, with 16 mask bits each, registers hold fewer.
+template <class T>
+constexpr int kPacks = sizeof(T) == 1 ? 2 : 4;
 
 template <class T>
 __device__ T fill_value(const MaskedFillWork& work) {
@@ -52,8 +55,8 @@ __device__ __forceinline__ Pack<T> load_pack(const T* address, bool aligned) {
 
 // kLanes threads take kLanes * kPacks packs of a line, and then those of another.
 template <class T, bool in_place, int kLanes>
-__global__ void __launch_bounds__(kThreads) fill_lines(MaskedFillWork work, unsigned parts) {
-  constexpr int n = Pack<T>::size;
+__global__ void __launch_bounds__(kThreads) fill_lines(MaskedFillWork work, std::int64_t parts, Quotient by_parts) {
+  constexpr int n = Pack<T>::size, packs_each = kPacks<T>;
   constexpr unsigned every = (1u << n) - 1;
   const T value = fill_value<T>(work);
   Pack<T> filled;
@@ -63,20 +66,21 @@ __global__ void __launch_bounds__(kThreads) fill_lines(MaskedFillWork work, unsi
   const auto group = (std::int64_t(blockIdx.x) * kThreads + threadIdx.x) / kLanes;
   const auto groups = std::int64_t(gridDim.x) * (kThreads / kLanes);
   for (auto item = group; item < work.lines.count * parts; item += groups) {
-    const auto offsets = work.lines.offsets(item / parts);
+    const auto line_index = by_parts(item), part = item - line_index * parts;
+    const auto offsets = work.lines.offsets(line_index);
     T* out = static_cast<T*>(work.out) + offsets[0];
     const T* in = in_place ? nullptr : static_cast<const T*>(work.in) + offsets[1];
     const unsigned char* mask = work.mask + offsets[2];
     const auto head = min(work.length, std::int64_t(elements_to_alignment(out)));
-    const auto packs = (work.length - head) / n, first = item % parts * (kLanes * kPacks) + lane;
+    const auto packs = (work.length - head) / n, first = part * (kLanes * packs_each) + lane;
     const bool aligned = !in_place && is_aligned(in + head);
     const unsigned line = work.shared_mask ? (*mask != 0 ? every : 0) : 0;
     if (in_place && work.shared_mask && line == 0) continue;
 
-    unsigned masks[kPacks];
-    Pack<T> tile[kPacks];
+    unsigned masks[packs_each];
+    Pack<T> tile[packs_each];
 #pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
+    for (int k = 0; k < packs_each; ++k) {
       const auto p = first + k * kLanes, i = head + p * n;
       masks[k] = line;
       if (p >= packs) continue;
@@ -84,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) fill_lines(MaskedFillWork work, unsi
       if (!in_place && !(work.shared_mask && line != 0)) tile[k] = load_pack(in + i, aligned);
     }
 #pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
+    for (int k = 0; k < packs_each; ++k) {
       const auto p = first + k * kLanes;
       if (p >= packs) continue;
       T* to = out + head + p * n;
@@ -105,7 +109,7 @@ __global__ void __launch_bounds__(kThreads) fill_lines(MaskedFillWork work, unsi
     // The elements before and after the packs, by the threads of the first part.
     const auto tail = head + packs * n;
     const auto single = lane < head ? lane : tail + lane - head;
-    if (item % parts != 0 || single >= work.length) continue;
+    if (part != 0 || single >= work.length) continue;
     const bool fills = mask[work.shared_mask ? 0 : single] != 0;
     if (fills) out[single] = value;
     if (!in_place && !fills) out[single] = in[single];
@@ -136,11 +140,11 @@ void run(const MaskedFillWork& work, int multiprocessors, cudaStream_t stream) {
     return launch(fill_elements<T, in_place>, {grid(divide_up(work.lines.count, kThreads)), kThreads}, stream, work);
   }
   const auto lines = [&](auto lanes, auto kernel) {
-    const auto parts = std::max<std::int64_t>(1, divide_up(work.length, Pack<T>::size * lanes * kPacks));
-    launch(kernel, {grid(divide_up(work.lines.count * parts, kThreads / lanes)), kThreads}, stream, work,
-           static_cast<unsigned>(parts));
+    const auto parts = std::max<std::int64_t>(1, divide_up(work.length, Pack<T>::size * lanes * kPacks<T>));
+    launch(kernel, {grid(divide_up(work.lines.count * parts, kThreads / lanes)), kThreads}, stream, work, parts,
+           Quotient(parts));
   };
-  if (work.length * sizeof(T) <= 32 * kPacks * 16) {
+  if (work.length * sizeof(T) <= 32 * kPacks<T> * 16) {
     lines(32, fill_lines<T, in_place, 32>);
   } else {
     lines(kThreads, fill_lines<T, in_place, kThreads>);

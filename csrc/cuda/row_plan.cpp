@@ -44,12 +44,10 @@ void check_chunks(const RowView<A>& from, const Tensor& chunks) {
   }
 }
 
-bool checks_targets() {
-  static const bool checks = [] {
-    const char* value = std::getenv("MASKED_LOSS_CHECK");
-    return value != nullptr && std::string_view(value) == "1";
-  }();
-  return checks;
+// Whether values are to be checked although they have to be waited for.
+bool checks_values() {
+  const char* value = std::getenv("MASKED_LOSS_CHECK");
+  return value != nullptr && std::string_view(value) == "1" && !is_capturing();
 }
 
 template <class A>
@@ -92,13 +90,17 @@ RowPlan<A> make_row_plan(const RowView<A>& from, const RowPlanWishes& wishes, co
   if (wishes.reduction == Reduction::SequenceMean && rows > 0) {
     work.sequences = target.dim() > 0 ? target.size(0) : 1;
     work.sequence_length = rows / work.sequences;
+    work.by_length = Quotient(work.sequence_length);
     sequence_weight = empty(work.sequences, at::kDouble, target);
     sequence_chunks = empty(plan_chunks(work.sequences), at::kLong, target);
     work.sequence_weight = sequence_weight.mutable_data_ptr<double>();
     work.sequence_chunks = sequence_chunks.mutable_data_ptr<std::int64_t>();
   }
   plan_rows(work, device.stream);
-  if (checks_targets() && rows > 0 && !is_capturing()) check_chunks(from, chunks);
+  if (checks_values()) {
+    if (normalizer.defined()) check_normalizer_value(normalizer.template item<double>());
+    if (rows > 0) check_chunks(from, chunks);
+  }
   return plan;
 }
 

@@ -60,7 +60,7 @@ __device__ void finish_row(const RowPlanWork<A>& work, std::int64_t r, double di
     auto coefficient = index == kOutOfRange ? std::numeric_limits<A>::quiet_NaN() : work.coefficient[r];
     index = index == kOutOfRange ? 0 : index;
     if (work.divisor != Divisor::One || work.sequences > 0) {
-      const double by = work.sequences > 0 ? divisor * work.sequence_weight[r / work.sequence_length] : divisor;
+      const double by = work.sequences > 0 ? divisor * work.sequence_weight[work.by_length(r)] : divisor;
       if (by == 0) index = -1;  // a divisor of 0 gives 0: its rows are dropped
       coefficient = static_cast<A>(coefficient / by);
     }

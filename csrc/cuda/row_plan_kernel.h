@@ -34,9 +34,10 @@ struct RowPlanWork {
   Rows<4> rows;  // offsets of target, mask, sample weight and class mask
 
   Divisor divisor;
-  const double* normalizer;       // on the device
-  std::int64_t sequences;         // 0 but for the mean over sequences, each of
-  std::int64_t sequence_length;   // so many rows
+  const double* normalizer;      // on the device
+  std::int64_t sequences;        // 0 but for the mean over sequences, each of
+  std::int64_t sequence_length;  // so many rows
+  Quotient by_length;
   double* sequence_weight;        // [sequences]
   std::int64_t* sequence_chunks;  // [plan_chunks(sequences)]: how many of each have something kept
 

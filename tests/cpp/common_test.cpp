@@ -101,6 +101,20 @@ TEST(CrossEntropyFormula, TargetThatIsNotAllowed) {
   EXPECT_EQ(cross_entropy_loss(row_of(example), softmax_of({1.0}), 0.0, false), kInfinity);
 }
 
+TEST(Quotient, IsDivision) {
+  constexpr auto most = std::numeric_limits<std::int64_t>::max();
+  for (const std::int64_t divisor :
+       {std::int64_t{1}, std::int64_t{2}, std::int64_t{3}, std::int64_t{7}, std::int64_t{50257}, std::int64_t{1} << 31,
+        (std::int64_t{1} << 31) + 1, (std::int64_t{1} << 62) + 1, most - 1, most}) {
+    const Quotient by(divisor);
+    for (const std::int64_t dividend :
+         {std::int64_t{0}, std::int64_t{1}, divisor - 1, divisor, divisor < most ? divisor + 1 : divisor,
+          divisor / 2 * 2, std::int64_t{123456789}, (std::int64_t{1} << 53) + 1, most - 1, most}) {
+      EXPECT_EQ(by(dividend), dividend / divisor) << dividend << " / " << divisor;
+    }
+  }
+}
+
 TEST(Rows, WalkOperandsOfDifferentStrides) {
   const auto contiguous = at::empty({3, 4, 5});
   const auto transposed = at::empty({5, 4, 3}).permute({2, 1, 0});
