@@ -32,6 +32,9 @@ RowArguments check_check_targets(const Tensor& target, const c10::SymInt& num_cl
 
 void check_scale_gradient_(const Tensor& gradient, const Tensor& grad);
 
+// MASKED_LOSS_CHECK=1 in the environment: values are checked on devices too, where they have to be waited for.
+bool checks_values();
+
 // The values of a normalizer, where it can be read without a wait.
 void check_normalizer_value(double normalizer);
 

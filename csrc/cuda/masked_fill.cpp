@@ -50,7 +50,7 @@ MaskedFillWork lines_of(const Tensor& out, const Tensor* in, const Tensor& mask)
 struct Value {
   Value(const char* op, const Tensor& input, const at::Scalar& value) : bits(element_bits(op, value, input)) {}
   Value(const char* op, const Tensor& input, const Tensor& value) {
-    if (value.device() == input.device()) {
+    if (value.device() == input.device() && (!checks_values() || is_capturing())) {
       on_device = value.to(input.scalar_type());
     } else {
       bits = element_bits(op, value.item(), input);
