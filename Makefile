@@ -94,7 +94,7 @@ test-cuda: setup
 bench-cuda: setup
 	@architecture=$$($(PY) tools/test_cuda.py --require) && \
 	  TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-$$architecture} $(MAKE) --no-print-directory build
-	@$(PY) benchmarks/bench_cuda.py $(BENCH_ARGS)
+	@$(PY) benchmarks/run_cuda.py $(BENCH_ARGS)
 
 demo: build
 	@$(PY) examples/char_language_model.py $(DEMO_ARGS)

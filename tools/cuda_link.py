@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Builds and links the package against a CUDA build of torch, and imports it, on a machine without a GPU.
 
-That torch goes into an environment of its own, without the CUDA libraries that it depends on: empty stand-ins take their
-places, which is enough to import it. No kernel runs; every op is shown to have its CUDA kernel.
+That torch goes into an environment of its own, without the CUDA libraries that it depends on: empty stand-ins take
+their places, which is enough to import it. No kernel runs; every op is shown to have its CUDA kernel.
 """
 
 import os

@@ -59,8 +59,22 @@ def try_mutant(index, mutant, tests, include):
             )
             if not changed:
                 continue
-            command = [*CCACHE, "g++", "-std=c++20", *flags, "-w", "-I", ROOT / "tests" / "cuda_emulation", "-I", folder / "csrc",
-                       "-isystem", include, "-x", "c++", "-c", folder / source.relative_to(ROOT), "-o", objects[-1]]  # fmt: skip
+            folders = ["-I", ROOT / "tests" / "cuda_emulation", "-I", folder / "csrc", "-isystem", include]
+            source = folder / source.relative_to(ROOT)
+            command = [
+                *CCACHE,
+                "g++",
+                "-std=c++20",
+                *flags,
+                "-w",
+                *folders,
+                "-x",
+                "c++",
+                "-c",
+                source,
+                "-o",
+                objects[-1],
+            ]
             if subprocess.run(list(map(str, command)), capture_output=True).returncode != 0:
                 return f"{path.name}:{number + 1}: {what}: does not compile: {shown}", True
         objects += [p for p in tests.glob(f"**/{program}.dir/*.cpp.o") if p.name != "defects_test.cpp.o"]

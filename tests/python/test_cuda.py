@@ -30,7 +30,8 @@ def problem(rows, classes, dtype=torch.float32, device="cuda"):
 
 
 def on(device, value):
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+    """A leaf there, where `value` is one."""
+    return value.detach().to(device).requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
 
 
 CASES = grid.covering_grid({**grid.LEVELS, "target": (torch.int64, torch.int32)})
@@ -41,10 +42,8 @@ def test_grid_is_as_on_the_cpu(seed):
     call = grid.build(CASES[seed], seed)
     outcomes = []
     for device in ("cpu", "cuda"):
-        x = call.input.detach().to(device).requires_grad_(call.input.requires_grad)
+        x = on(device, call.input)
         arguments = {name: on(device, value) for name, value in call.arguments.items()}
-        arguments = {n: v.detach().requires_grad_(v.requires_grad) if isinstance(v, torch.Tensor) and v.requires_grad else v
-                     for n, v in arguments.items()}  # fmt: skip
         loss = cross_entropy(x, call.target.to(device), **arguments)
         leaves = [x, *(v for v in arguments.values() if isinstance(v, torch.Tensor))]
         leaves = [leaf for leaf in leaves if leaf.requires_grad]
