@@ -34,7 +34,7 @@ def mutants(every):
         for number, line in enumerate(path.read_text().splitlines()):
             if BARRIER.match(line):
                 yield path, number, "without its barrier", re.sub(r"\S.*?;", ";", line, count=1)
-            elif COMPARISON.search(line):
+            elif every and COMPARISON.search(line):
                 compared += 1
                 if compared % every == 0:
                     yield path, number, "<= for <", COMPARISON.sub(" <= ", line, count=1)
@@ -115,7 +115,9 @@ def try_mutant(index, mutant, tests, include):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=int, default=5, help="take every so-many-th comparison; barriers are all taken")
+    parser.add_argument(
+        "--every", type=int, default=5, help="take every so-many-th comparison, 0: none; barriers are all taken"
+    )
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "package", help="CMake's build tree, configured")
     arguments = parser.parse_args()
     compiler = nvcc()
