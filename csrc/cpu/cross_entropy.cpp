@@ -1,7 +1,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "common/cross_entropy_work.h"
@@ -81,7 +80,7 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
     using A = Accumulation<decltype(t)>;
     const RowView<A> view(arguments);
     const auto plan = make_row_plan(view, options.reduction, options.normalizer);
-    if (gradient != nullptr) *gradient = with_huge_pages(at::empty_like(input));
+    if (gradient != nullptr) *gradient = empty_output(input);
     auto work = make_cross_entropy_work<decltype(t)>(view, input, options, gradient);
     c10::SmallBuffer<A, 64> losses(reduced ? work.rows.count : 0);
     work.index = plan.index.data();
@@ -118,7 +117,7 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
   const auto arguments = check_cross_entropy_backward(grad, input, target, softmax, mask, options);
   const auto accumulation = accumulation_type(input.scalar_type());
   const auto upstream = grad.to(accumulation).expand(target.sizes()), states = softmax.to(accumulation).contiguous();
-  auto gradient = with_huge_pages(at::empty_like(input));
+  auto gradient = empty_output(input);
   dispatch(input.scalar_type(), [&](auto t) {
     using A = Accumulation<decltype(t)>;
     const RowView<A> view(arguments);
