@@ -31,7 +31,7 @@ void run(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
   const auto rows = work.rows.count;
   const auto rows_per_task = std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, work.classes));
   // Whole tiles of rows, so that their bounds do not depend on the size of a task.
-  const auto chunk = rows_per_task > 64 ? rows_per_task / 64 * 64 : rows_per_task;
+  const auto chunk = rows_per_task > 128 ? rows_per_task / 128 * 128 : rows_per_task;
   run_tasks(divide_up(rows, chunk), [&] {
     c10::SmallBuffer<A, 1024> scratch(kernel.scratch_size(work, mode));
     return [&work, mode, chunk, rows, &kernel, scratch = std::move(scratch)](std::int64_t task) mutable {
@@ -147,7 +147,7 @@ void scale_gradient_(Tensor& gradient, const Tensor& grad) {
     T* data = dense.template mutable_data_ptr<T>();
     const auto& kernel = kernels().template of<T>();
     at::parallel_for(0, dense.numel(), kElementsPerTask, [&](std::int64_t begin, std::int64_t end) {
-      kernel.scale(data + begin, end - begin, static_cast<A>(by));
+      kernel.scale(data + begin, data + begin, end - begin, static_cast<A>(by));
     });
   });
   if (!dense.is_same(gradient)) gradient.copy_(dense);
