@@ -97,10 +97,10 @@ class CrossEntropy:
         return calls
 
     def step(self, loss: Loss, logits: Tensor) -> None:
-        logits.grad = None
         result = loss(logits)
         if self.backward:
             (result if result.dim() == 0 else result.sum()).backward()
+            logits.grad = None
 
 
 def case(group: str, shape: Tuple[int, ...], goals: Dict[str, float], *others: str, x: float = 0, **kind: Any) -> Case:

@@ -128,7 +128,7 @@ def bandwidth(input_bytes: int, device: torch.device) -> Dict[str, Call]:
     """A copy and a read of as many bytes, in memory that is not new."""
     source = torch.randn(input_bytes // 4, device=device)
     target = torch.empty_like(source).copy_(source)
-    return {COPY: lambda: target.copy_(source), READ: source.amax}
+    return {COPY: lambda: target.copy_(source), READ: source.sum}
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -136,21 +136,21 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=False)
 
 
-class _HugePages:
-    """Eager torch in a process whose tensors all lie on huge pages, as THP_MEM_ALLOC_ENABLE=1 makes them."""
+class _Process:
+    """A peer of a case in a process of its own, with other variables in its environment."""
 
-    def __init__(self, case: Case, threads: int) -> None:
+    def __init__(self, case: Case, name: str, threads: int, **environment: str) -> None:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, case, threads), daemon=True)
-        # It inherits this thread's core otherwise, and the environment that torch reads at its start.
+        self._process = context.Process(target=_serve, args=(theirs, case, name, threads), daemon=True)
         pinned = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, CORES)
-        os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
+        os.sched_setaffinity(0, CORES)  # it inherits this thread's core otherwise
+        os.environ.update(environment)  # which torch reads once
         self._process.start()
-        del os.environ["THP_MEM_ALLOC_ENABLE"]
+        for variable in environment:
+            del os.environ[variable]
         os.sched_setaffinity(0, pinned)
-        self._pipe.recv()
+        self.peak: Optional[int] = self._pipe.recv()
 
     def __call__(self, repeat: int) -> float:
         time.sleep(0.03)  # OpenMP's threads stay busy for a while after their work, here and there
@@ -164,14 +164,26 @@ class _HugePages:
         self._process.join()
 
 
-def _serve(pipe: Connection, case: Case, threads: int) -> None:
+def _serve(pipe: Connection, case: Case, name: str, threads: int) -> None:
     start(threads)
     device = torch.device("cpu")
-    call, clock = case.build(device)[EAGER], clock_of(device)
-    clock(call, 2)
-    pipe.send("ready")
+    call, clock = case.build(device)[name], clock_of(device)
+    # The first call: memory that an allocator keeps between calls counts too.
+    pipe.send(peak_bytes(call, device))
+    clock(call, 1)
     while True:
         pipe.send(clock(call, pipe.recv()))
+
+
+def peak_of(case: Case, name: str, call: Call, device: torch.device, threads: int) -> Optional[float]:
+    """The peak of the memory of a call, in the input's bytes."""
+    if device.type == "cpu":
+        process = _Process(case, name, threads)
+        process.close()
+        peak = process.peak
+    else:
+        peak = peak_bytes(call, device)
+    return None if peak is None else peak / case.input_bytes
 
 
 def start(threads: int) -> None:
@@ -188,12 +200,14 @@ def measure(case: Case, device: torch.device, seconds: float, threads: int) -> R
     timers = {name: partial(clock, call) for name, call in calls.items()}
     for warm_up in timers.values():
         warm_up(2)
-    peak = {}
+    peak: Dict[str, Optional[float]] = {}
     if case.most_memory is not None:
-        peak = {name: peak_bytes(calls[name], device) for name in calls if name not in (COPY, READ, FRESH_COPY)}
+        names = [name for name in calls if name in (OURS, EAGER)]
+        peak = {name: peak_of(case, name, calls[name], device, threads) for name in names}
     slowest = max(timer(1) for timer in timers.values())
     repeat = max(1, int(2e-3 / slowest))
-    child = _HugePages(case, threads) if case.huge_pages and device.type == "cpu" else None
+    huge_pages = case.huge_pages and device.type == "cpu"
+    child = _Process(case, EAGER, threads, THP_MEM_ALLOC_ENABLE="1") if huge_pages else None
     if child is not None:
         timers[HUGE_EAGER] = child
     names = list(timers)
@@ -205,4 +219,4 @@ def measure(case: Case, device: torch.device, seconds: float, threads: int) -> R
         names.append(names.pop(0))  # nobody always comes after the same one
     if child is not None:
         child.close()
-    return Result(case, taken, {name: bytes and bytes / case.input_bytes for name, bytes in peak.items()})
+    return Result(case, taken, peak)

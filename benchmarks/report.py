@@ -79,7 +79,8 @@ def report(results: List[Result]) -> str:
             peers = ", ".join(
                 f"{name} {peak:.2f}" for name, peak in r.peak.items() if name != OURS and peak is not None
             )
-            lines.append(f"| {r.case.name} | {ours:.3f} | {r.case.most_memory} | {peers} |")
+            verdict = "reached" if ours <= r.case.most_memory else "missed"
+            lines.append(f"| {r.case.name} | {ours:.3f} | {r.case.most_memory} | {verdict}; {peers} |")
     return "\n".join(lines)
 
 

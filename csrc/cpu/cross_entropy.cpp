@@ -3,6 +3,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <vector>
+
 #include "common/cross_entropy_work.h"
 #include "common/huge_pages.h"
 #include "cpu/cross_entropy_kernel.h"
@@ -13,6 +15,8 @@ namespace masked_loss::cpu {
 namespace {
 
 constexpr std::int64_t kElementsPerTask = 1 << 16;
+constexpr std::int64_t kFewRows = 32;   // which threads share where each is long
+constexpr std::int64_t kPart = 8;       // blocks of one
 constexpr std::int64_t kChunk = 16384;  // losses that are summed together; fixed, as the sum must not depend on threads
 
 template <class Body>
@@ -26,18 +30,53 @@ const CrossEntropyKernels& kernels() {
 }
 
 template <class T, class A>
-void run(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
+void run_rows(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
   const auto& kernel = kernels().of<T>();
-  const auto rows = work.rows.count;
-  const auto rows_per_task = std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, work.classes));
-  // Whole tiles of rows, so that their bounds do not depend on the size of a task.
-  const auto chunk = rows_per_task > 128 ? rows_per_task / 128 * 128 : rows_per_task;
+  const auto rows = work.rows.count, at_once = kernel.rows_at_once(work);
+  const auto elements_at_once = std::max<std::int64_t>(1, at_once * work.classes);
+  const auto chunk = at_once * std::max<std::int64_t>(1, kElementsPerTask / elements_at_once);
   run_tasks(divide_up(rows, chunk), [&] {
     c10::SmallBuffer<A, 1024> scratch(kernel.scratch_size(work, mode));
     return [&work, mode, chunk, rows, &kernel, scratch = std::move(scratch)](std::int64_t task) mutable {
       kernel.run(work, mode, task * chunk, std::min(rows, (task + 1) * chunk), scratch.data());
     };
   });
+}
+
+// Few long rows: threads share each of them.
+template <class T, class A>
+void run_blocks(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
+  const auto& kernel = kernels().of<T>();
+  const auto rows = work.rows.count, blocks = divide_up(work.classes, kBlock), parts = divide_up(blocks, kPart);
+  std::vector<CrossEntropyBlock<A>> visited(rows * blocks);
+  std::vector<CrossEntropyEnd<A>> ends(rows);
+  const auto for_parts = [&](const auto& visit) {
+    run_tasks(rows * parts, [&] {
+      return [&](std::int64_t task) {
+        const auto row = task / parts, part = task % parts;
+        visit(row, part * kPart, std::min(blocks, (part + 1) * kPart));
+      };
+    });
+  };
+  if (mode != CrossEntropyMode::Backward) {
+    for_parts([&](auto row, auto begin, auto end) {
+      kernel.visit(work, mode, row, begin, end, visited.data() + row * blocks);
+    });
+  }
+  for (std::int64_t row = 0; row < rows; ++row) {
+    ends[row] = kernel.conclude(work, mode, row, visited.data() + row * blocks);
+  }
+  if (mode == CrossEntropyMode::Forward) return;
+  for_parts([&](auto row, auto begin, auto end) {
+    kernel.finish(work, mode, row, begin, end, visited.data() + row * blocks, ends[row]);
+  });
+}
+
+// The sizes alone decide, so that the number of threads changes no bit.
+template <class T, class A>
+void run(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
+  const bool few = work.rows.count <= kFewRows && work.classes >= 2 * kPart * kBlock;
+  few&& kernels().of<T>().in_blocks(work) ? run_blocks(work, mode) : run_rows(work, mode);
 }
 
 template <class A>

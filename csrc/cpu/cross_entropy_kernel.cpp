@@ -7,9 +7,10 @@
 namespace masked_loss::cpu::CPU_CAPABILITY {
 namespace {
 
-constexpr std::int64_t kSmallClasses = 64;    // up to here, rows are computed beside one another in vectors
-constexpr std::int64_t kLanes = 128;          // at most so many
-constexpr std::int64_t kPastCache = 1 << 25;  // bytes; a larger gradient is stored past the cache
+constexpr std::int64_t kSmallClasses = 64;  // up to here, rows are computed beside one another in vectors
+constexpr std::int64_t kLanes = 512;  // rows beside one another: of neighbours in memory, as many as make long reads
+constexpr std::int64_t kTransposedLanes = 128;
+constexpr std::int64_t kPastCache = 1 << 23;  // bytes; a larger gradient is stored past the cache
 constexpr std::int64_t kLongRow = 1 << 18;    // classes; exponentials of a longer row would not stay in the L2 cache
 
 template <class T, class A>
@@ -340,20 +341,28 @@ class RowKernel {
 };
 
 // Rows beside one another in vectors, as lanes: few classes, or classes that are apart in memory. They are visited in
-// blocks [classes, lanes]; where a gradient is made, all of a tile's exponentials are kept.
+// blocks [classes, lanes]; where a gradient is made, the exponentials of few classes are kept.
 template <class T, class A, CrossEntropyMode mode>
 class TileKernel {
  public:
   TileKernel(const CrossEntropyWork<T, A>& work, A* scratch)
-      : work_(work), lanes_(lanes(work)), past_cache_(past_cache(work)), maxima_(scratch) {
+      : work_(work), lanes_(lanes(work)), keeps_tile_(keeps_tile(work)), past_cache_(past_cache(work)), tile_(scratch) {
     const auto dims = work.rows.dims;
     for (int k = 0; k < 3; ++k) stride_[k] = dims == 0 ? 0 : work.rows.strides[k][dims - 1];
     inner_ = dims == 0 ? 1 : work.rows.sizes[dims - 1];
-    tile_ = maxima_ + blocks(work) * lanes_;
+    if (keeps_tile_) maxima_ = tile_ + work.classes * lanes_;
+  }
+
+  // Fewer where there would not be tiles for many threads.
+  static std::int64_t lanes(const CrossEntropyWork<T, A>& work) {
+    auto lanes = work.logits_stride == 1 ? kTransposedLanes : kLanes;
+    while (lanes > kFewLanes && lanes * kTiles > work.rows.count) lanes /= 2;
+    return lanes;
   }
 
   static std::int64_t scratch_size(const CrossEntropyWork<T, A>& work) {
-    return (blocks(work) + (keeps_tile ? work.classes : std::min(kTileBlock, work.classes))) * lanes(work);
+    const auto classes = keeps_tile(work) ? blocks(work) + work.classes : std::min(kTileBlock, work.classes);
+    return classes * lanes(work);
   }
 
   void operator()(std::int64_t begin, std::int64_t end) {
@@ -362,10 +371,9 @@ class TileKernel {
 
  private:
   using V = Vectorized<A>;
-  static constexpr bool keeps_tile = mode == CrossEntropyMode::ForwardGrad;
-  static constexpr std::int64_t kFewLanes = 16;
   static constexpr std::int64_t kTile = 1 << 17;  // elements that stay in the L2 cache
-  static constexpr std::int64_t kTileBlock = 32;  // classes
+  static constexpr std::int64_t kTileBlock = 16;  // classes
+  static constexpr std::int64_t kFewLanes = 32, kTiles = 16;
 
   // Lanes whose rows are one step apart.
   struct Part {
@@ -373,14 +381,20 @@ class TileKernel {
     std::array<std::int64_t, 3> offsets;
   };
 
+  // [classes, lanes]
+  struct Block {
+    const A* data;
+    std::int64_t stride;
+
+    V at(std::int64_t i, std::int64_t w) const { return V::loadu(data + i * stride + w); }
+  };
+
   static std::int64_t blocks(const CrossEntropyWork<T, A>& work) {
     return (work.classes + kTileBlock - 1) / kTileBlock;
   }
 
-  static std::int64_t lanes(const CrossEntropyWork<T, A>& work) {
-    std::int64_t lanes = kLanes;
-    while (keeps_tile && lanes > kFewLanes && lanes * work.classes > kTile) lanes /= 2;
-    return lanes;
+  static bool keeps_tile(const CrossEntropyWork<T, A>& work) {
+    return mode == CrossEntropyMode::ForwardGrad && work.classes * lanes(work) <= kTile;
   }
 
   void run(std::int64_t first, std::int64_t count) {
@@ -391,6 +405,11 @@ class TileKernel {
       const auto together = std::min(count - lane, inner_ - (first + lane) % inner_);
       part_[parts_] = {lane, together, work_.rows.offsets(first + lane)};
     }
+    one_mask_ = parts_ == 1 && stride_[2] == 0;
+    for (int p = 0; work_.class_mask != nullptr && p < parts_; ++p) {
+      const auto& part = part_[p];
+      for (std::int64_t i = 0; i < part.count; ++i) mask_offset_[part.lane + i] = part.offsets[2] + i * stride_[2];
+    }
     any_kept_ = false, any_masked_ = width_ != count;
     for (std::int64_t w = 0; w < width_; ++w) {
       target_[w] = w < count ? work_.index[first + w] : -1;
@@ -398,11 +417,11 @@ class TileKernel {
       any_kept_ |= kept_[w], any_masked_ |= !kept_[w];
     }
     if (any_kept_) {
-      take_targets();
       start();
       if constexpr (mode != CrossEntropyMode::Backward) {
         for (std::int64_t c = 0; c < work_.classes; c += kTileBlock) visit(c, std::min(kTileBlock, work_.classes - c));
       }
+      take_targets();
     }
     conclude();
     if constexpr (mode != CrossEntropyMode::Forward) {
@@ -411,11 +430,9 @@ class TileKernel {
   }
 
   void take_targets() {
-    one_mask_ = parts_ == 1 && stride_[2] == 0;
     for (int p = 0; p < parts_; ++p) {
       const auto& part = part_[p];
       for (std::int64_t i = 0, w = part.lane; i < part.count; ++i, ++w) {
-        mask_offset_[w] = part.offsets[2] + i * stride_[2];
         if (!kept_[w]) continue;
         const T* x = work_.logits + part.offsets[0] + i * stride_[0];
         target_logit_[w] = static_cast<A>(x[target_[w] * work_.logits_stride]);
@@ -437,11 +454,16 @@ class TileKernel {
     }
   }
 
-  A* block_at(std::int64_t c) const { return keeps_tile ? tile_ + c * lanes_ : tile_; }
+  A* block_at(std::int64_t c) const { return keeps_tile_ ? tile_ + c * lanes_ : tile_; }
   A* maxima_at(std::int64_t c) const { return maxima_ + c / kTileBlock * lanes_; }
 
-  // Classes [c, c + n) as A: 0 in masked lanes, -inf for masked classes.
-  void load(std::int64_t c, std::int64_t n, A* block) {
+  // Classes [c, c + n) as A: 0 in masked lanes, -inf for masked classes. Where they lie, or in `block`.
+  Block load(std::int64_t c, std::int64_t n, A* block) {
+    if constexpr (std::is_same_v<T, A>) {
+      if (parts_ == 1 && stride_[0] == 1 && !any_masked_ && work_.class_mask == nullptr) {
+        return {work_.logits + part_[0].offsets[0] + c * work_.logits_stride, work_.logits_stride};
+      }
+    }
     for (int p = 0; p < parts_; ++p) {
       const auto& part = part_[p];
       const T* x = work_.logits + part.offsets[0] + c * work_.logits_stride;
@@ -449,7 +471,6 @@ class TileKernel {
         for (std::int64_t i = 0; i < n; ++i, x += work_.logits_stride) {
           A* lane = block + i * lanes_ + part.lane;
           for_vectors<A>(x, part.count, [&](V v, std::int64_t w, std::int64_t lanes) { v.store(lane + w, lanes); });
-          if (c + i + kTileBlock < work_.classes) fetch(x + kTileBlock * work_.logits_stride, part.count);
         }
       } else if (work_.logits_stride == 1) {
         load_transposed(x, part, n, block);
@@ -462,16 +483,12 @@ class TileKernel {
       }
     }
     if (work_.class_mask != nullptr) set_masked_classes(c, n, block, -std::numeric_limits<A>::infinity());
-    if (!any_masked_) return;
-    for (std::int64_t i = 0; i < n * lanes_; i += lanes_) {
+    for (std::int64_t i = 0; any_masked_ && i < n * lanes_; i += lanes_) {
       for (std::int64_t w = 0; w < width_; w += V::size()) {
         select(kept_ + w, V::loadu(block + i + w), V(0)).store(block + i + w);
       }
     }
-  }
-
-  static void fetch(const T* x, std::int64_t n) {
-    for (std::int64_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(x + i, 0, 2);
+    return {block, lanes_};
   }
 
   void load_transposed(const T* x, const Part& part, std::int64_t n, A* block) {
@@ -504,20 +521,19 @@ class TileKernel {
 
   // Exponentials relative to the maximum so far, which is kept for each block.
   void visit(std::int64_t c, std::int64_t n) {
-    A* block = block_at(c);
-    load(c, n, block);
+    A* kept = block_at(c);
+    const Block block = load(c, n, kept);
     for (std::int64_t w = 0; w < width_; w += V::size()) {
       const V before = V::loadu(max_ + w);
       V max = before;
-      for (std::int64_t i = 0; i < n; ++i) max = larger(V::loadu(block + i * lanes_ + w), max);
+      for (std::int64_t i = 0; i < n; ++i) max = larger(block.at(i, w), max);
       max.store(max_ + w);
-      if constexpr (keeps_tile) max.store(maxima_at(c) + w);
+      if (keeps_tile_) max.store(maxima_at(c) + w);
       if (work_.label_smoothing != 0) smooth(c, n, block, w, max);
       V sum = V::loadu(sum_ + w) * exp_of_negative(before - max);
       for (std::int64_t i = 0; i < n; ++i) {
-        A* lane = block + i * lanes_ + w;
-        const V e = exp_of_negative(V::loadu(lane) - max);
-        if constexpr (keeps_tile) e.store(lane);
+        const V e = exp_of_negative(block.at(i, w) - max);
+        if (keeps_tile_) e.store(kept + i * lanes_ + w);
         sum = sum + e;
       }
       sum.store(sum_ + w);
@@ -525,14 +541,14 @@ class TileKernel {
   }
 
   // Adds a block's part of what label smoothing sums, shifted by the maximum so that large logits lose no digits.
-  void smooth(std::int64_t c, std::int64_t n, const A* block, std::int64_t w, V max) {
+  void smooth(std::int64_t c, std::int64_t n, const Block& block, std::int64_t w, V max) {
     A logits[V::size()] = {}, weights[V::size()] = {};
     std::int64_t classes[V::size()] = {};
     A shift[V::size()];
     max.store(shift);
     for (std::int64_t i = 0; i < n; ++i) {
       const A weight = work_.weight == nullptr ? A(1) : work_.weight[c + i];
-      const A* lane = block + i * lanes_ + w;
+      const A* lane = block.data + i * block.stride + w;
       for (int l = 0; l < V::size(); ++l) {
         const bool counts = work_.class_mask == nullptr || (w + l < count_ && allowed(w + l, c + i));
         logits[l] += counts ? weight * (lane[l] - shift[l]) : A(0);
@@ -594,16 +610,15 @@ class TileKernel {
       std::fill(block, block + n * lanes_, A(0));
       return store_block(c, n, block);
     }
-    if constexpr (!keeps_tile) load(c, n, block);
+    const Block from = keeps_tile_ ? Block{block, lanes_} : load(c, n, block);
     for (std::int64_t w = 0; w < width_; w += V::size()) {
       const V max = V::loadu(max_ + w), smoothed = V::loadu(smoothed_ + w);
       V scale = V::loadu(scale_ + w);
-      if constexpr (keeps_tile) scale = scale * exp_of_negative(V::loadu(maxima_at(c) + w) - max);
+      if (keeps_tile_) scale = scale * exp_of_negative(V::loadu(maxima_at(c) + w) - max);
       for (std::int64_t i = 0; i < n; ++i) {
-        A* lane = block + i * lanes_ + w;
-        const V e = keeps_tile ? V::loadu(lane) : exp_of_negative(V::loadu(lane) - max);
+        const V e = keeps_tile_ ? from.at(i, w) : exp_of_negative(from.at(i, w) - max);
         const V weight(work_.weight == nullptr ? A(1) : work_.weight[c + i]);
-        (e * scale - smoothed * weight).store(lane);
+        (e * scale - smoothed * weight).store(block + i * lanes_ + w);
       }
     }
     if (work_.class_mask != nullptr) set_masked_classes(c, n, block, 0);
@@ -651,12 +666,13 @@ class TileKernel {
 
   const CrossEntropyWork<T, A>& work_;
   const std::int64_t lanes_;
+  const bool keeps_tile_;  // the exponentials of all classes, which are made anew otherwise
   const bool past_cache_;
   std::array<std::int64_t, 3> stride_;              // between lanes of a part
   std::int64_t inner_;                              // rows that are one step apart
   std::int64_t first_ = 0, count_ = 0, width_ = 0;  // rows of this tile, and the same in whole vectors
-  A* maxima_;                                       // [blocks, lanes]
   A* tile_;
+  A* maxima_ = nullptr;  // [blocks, lanes]
   int parts_ = 0;
   Part part_[kLanes];
   bool any_kept_ = false, any_masked_ = false, one_mask_ = false;
@@ -665,7 +681,7 @@ class TileKernel {
   Smoothing smoothing_[kLanes];
   A max_[kLanes], sum_[kLanes], scale_[kLanes], smoothed_[kLanes];
   A target_logit_[kLanes], target_weight_[kLanes], target_gradient_[kLanes];
-  A stage_[std::is_same_v<T, A> ? 1 : kLanes * kTileBlock];
+  A stage_[std::is_same_v<T, A> ? 1 : kTransposedLanes * kTileBlock];
 };
 
 template <class T, class A>
@@ -722,6 +738,11 @@ std::int64_t scratch_size(const CrossEntropyWork<T, A>& work, CrossEntropyMode m
 }
 
 template <class T, class A>
+std::int64_t rows_at_once(const CrossEntropyWork<T, A>& work) {
+  return by_rows(work) ? 1 : TileKernel<T, A, CrossEntropyMode::Forward>::lanes(work);
+}
+
+template <class T, class A>
 void visit(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode, std::int64_t row, std::int64_t begin,
            std::int64_t end, CrossEntropyBlock<A>* blocks) {
   with_mode(mode, [&](auto m) { RowKernel<T, A, m()>(work, row, nullptr).visit(begin, end, blocks); });
@@ -756,8 +777,8 @@ void scale(T* to, const T* from, std::int64_t n, A by) {
 }
 
 template <class T, class A>
-constexpr CrossEntropyKernel<T, A> kernel{run<T, A>,      scratch_size<T, A>, by_rows<T, A>, visit<T, A>,
-                                          conclude<T, A>, finish<T, A>,       scale<T, A>};
+constexpr CrossEntropyKernel<T, A> kernel{run<T, A>,   scratch_size<T, A>, rows_at_once<T, A>, by_rows<T, A>,
+                                          visit<T, A>, conclude<T, A>,     finish<T, A>,       scale<T, A>};
 
 }  // namespace
 

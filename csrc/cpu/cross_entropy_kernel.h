@@ -31,6 +31,7 @@ struct CrossEntropyKernel {
   // Works on the rows [begin, end); `scratch` holds scratch_size(work) elements.
   void (*run)(const Work& work, CrossEntropyMode mode, std::int64_t begin, std::int64_t end, A* scratch);
   std::int64_t (*scratch_size)(const Work& work, CrossEntropyMode mode);
+  std::int64_t (*rows_at_once)(const Work& work);  // of which there should be whole multiples in [begin, end)
 
   // The same in steps, for a row whose blocks several threads share: blocks [begin, end) are visited (forward), what
   // they amount to is concluded, and they are finished (where a gradient is asked for).
