@@ -177,7 +177,7 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
 
 void scale_gradient_(Tensor& gradient, const Tensor& grad) {
   check_scale_gradient_(gradient, grad);
-  const double by = grad.item<double>();
+  const double by = grad.scalar_type() == at::kFloat ? *grad.const_data_ptr<float>() : grad.item<double>();
   if (by == 1) return;
   Tensor dense = gradient.is_non_overlapping_and_dense() ? gradient : gradient.contiguous();
   dispatch(gradient.scalar_type(), [&](auto t) {

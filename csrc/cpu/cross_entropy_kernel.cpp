@@ -691,11 +691,16 @@ bool by_rows(const CrossEntropyWork<T, A>& work) {
          (work.class_mask == nullptr || work.class_mask_stride == 1);
 }
 
-// The scratch memory of rows: what is known of the blocks, and a row.
+// The scratch memory of rows: what is known of the blocks, and a row; each begins a cache line.
 template <class A>
 std::int64_t blocks_size(std::int64_t classes) {
   const auto blocks = (classes + kBlock - 1) / kBlock;
   return (blocks * static_cast<std::int64_t>(sizeof(CrossEntropyBlock<A>)) + 63) / 64 * (64 / sizeof(A));
+}
+
+template <class A>
+A* next_line(A* scratch) {
+  return reinterpret_cast<A*>((reinterpret_cast<std::uintptr_t>(scratch) + 63) / 64 * 64);
 }
 
 // Calls run(constant) with the mode as a constant.
@@ -715,8 +720,9 @@ void run(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode, std::int64_t
     if (by_rows(work)) {
       using Kernel = RowKernel<T, A, m()>;
       const auto count = (work.classes + kBlock - 1) / kBlock;
-      auto* blocks = reinterpret_cast<CrossEntropyBlock<A>*>(scratch);
-      A* row = Kernel::keeps_row(work) ? scratch + blocks_size<A>(work.classes) : nullptr;
+      A* aligned = next_line(scratch);
+      auto* blocks = reinterpret_cast<CrossEntropyBlock<A>*>(aligned);
+      A* row = Kernel::keeps_row(work) ? aligned + blocks_size<A>(work.classes) : nullptr;
       for (auto r = begin; r < end; ++r) {
         const Kernel kernel(work, r, row);
         if (m() != CrossEntropyMode::Backward) kernel.visit(0, count, blocks);
@@ -733,7 +739,8 @@ template <class T, class A>
 std::int64_t scratch_size(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
   return with_mode(mode, [&](auto m) {
     if (!by_rows(work)) return TileKernel<T, A, m()>::scratch_size(work);
-    return blocks_size<A>(work.classes) + (RowKernel<T, A, m()>::keeps_row(work) ? work.classes : 0);
+    return 64 / std::int64_t(sizeof(A)) + blocks_size<A>(work.classes) +
+           (RowKernel<T, A, m()>::keeps_row(work) ? work.classes : 0);
   });
 }
 
