@@ -23,17 +23,17 @@ class SavedCall {
     const auto or_none = [](const OptionalTensor& tensor) { return tensor.value_or(Tensor()); };
     ctx->save_for_backward({result, input, target, or_none(mask), or_none(options.weight),
                             or_none(options.sample_weight), or_none(options.class_mask), or_none(options.normalizer)});
-    // One entry, as each costs an allocation or two. Hooks may hand the same tensor to others.
-    const bool shared = at::SavedTensorDefaultHooks::get_hooks().has_value();
+    // Few entries, as each costs allocations; lists, as compiled autograd has no hash for a tuple that holds one.
+    const bool shared = at::SavedTensorDefaultHooks::get_hooks().has_value();  // which may hand the result to others
     std::vector<std::int64_t> integers{static_cast<std::int64_t>(options.reduction), options.dim, shared};
     integers.insert(integers.end(), options.ignore_index.begin(), options.ignore_index.end());
-    ctx->saved_data["call"] = c10::ivalue::Tuple::create(std::move(integers), options.label_smoothing, options.z_loss);
+    ctx->saved_data["integers"] = std::move(integers);
+    ctx->saved_data["numbers"] = std::vector<double>{options.label_smoothing, options.z_loss};
   }
 
   explicit SavedCall(AutogradContext* ctx) : tensors_(ctx->get_saved_variables()) {
-    const auto call = ctx->saved_data["call"].toTuple();
-    const auto& values = call->elements();
-    const auto integers = values[0].toIntVector();
+    const auto integers = ctx->saved_data["integers"].toIntVector();
+    const auto numbers = ctx->saved_data["numbers"].toDoubleVector();
     shared = integers[2] != 0;
     options = {.reduction = static_cast<Reduction>(integers[0]),
                .weight = optional(4),
@@ -41,8 +41,8 @@ class SavedCall {
                .class_mask = optional(6),
                .normalizer = optional(7),
                .ignore_index = {integers.begin() + 3, integers.end()},
-               .label_smoothing = values[1].toDouble(),
-               .z_loss = values[2].toDouble(),
+               .label_smoothing = numbers[0],
+               .z_loss = numbers[1],
                .dim = integers[1]};
   }
 
