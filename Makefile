@@ -100,7 +100,7 @@ demo: build
 	@$(PY) examples/char_language_model.py $(DEMO_ARGS)
 
 bench: build
-	@$(PY) benchmarks/bench_cross_entropy.py $(BENCH_ARGS)
+	@$(PY) benchmarks/run.py --json benchmarks/results/cpu.json --plots docs $(BENCH_ARGS)
 
 lint: setup
 	@echo '== Lint'
