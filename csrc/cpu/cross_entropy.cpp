@@ -76,7 +76,8 @@ void run_blocks(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
 template <class T, class A>
 void run(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
   const bool few = work.rows.count <= kFewRows && work.classes >= 2 * kPart * kBlock;
-  few&& kernels().of<T>().in_blocks(work) ? run_blocks(work, mode) : run_rows(work, mode);
+  if (few && kernels().of<T>().in_blocks(work)) return run_blocks(work, mode);
+  run_rows(work, mode);
 }
 
 template <class A>
@@ -93,18 +94,6 @@ A sum(const A* x, std::int64_t n) {
   double total = 0;
   for (const double s : sums) total += s;
   return static_cast<A>(total);
-}
-
-at::DimVector softmax_sizes(const Tensor& target) {
-  at::DimVector sizes(target.sizes().begin(), target.sizes().end());
-  sizes.push_back(2);
-  return sizes;
-}
-
-template <class A>
-Softmax<A>* softmax_of(const Tensor& states) {
-  static_assert(sizeof(Softmax<A>) == 2 * sizeof(A));
-  return reinterpret_cast<Softmax<A>*>(states.data_ptr<A>());
 }
 
 // -> loss [N, ...] or 0-d, in the accumulation dtype
@@ -125,30 +114,11 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
     work.index = plan.index.data();
     work.coefficient = plan.coefficient.data();
     work.loss = reduced ? losses.data() : loss.mutable_data_ptr<A>();
-    work.softmax = softmax == nullptr ? nullptr : softmax_of<A>(*softmax);
+    work.softmax = softmax_of<A>(softmax == nullptr ? Tensor() : *softmax);
     run(work, mode);
     if (reduced) *loss.mutable_data_ptr<A>() = sum(losses.data(), work.rows.count);
   });
   return loss;
-}
-
-std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                                                 const CrossEntropyOptions& options) {
-  Tensor softmax;
-  auto loss = forward(input, target, mask, options, CrossEntropyMode::Forward, &softmax, nullptr);
-  return {loss, softmax};
-}
-
-std::tuple<Tensor, Tensor> cross_entropy_forward_grad(const Tensor& input, const Tensor& target,
-                                                      const OptionalTensor& mask, const CrossEntropyOptions& options) {
-  Tensor gradient;
-  auto loss = forward(input, target, mask, options, CrossEntropyMode::ForwardGrad, nullptr, &gradient);
-  return {loss, gradient};
-}
-
-Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                     const CrossEntropyOptions& options) {
-  return forward(input, target, mask, options, CrossEntropyMode::Forward, nullptr, nullptr).to(result_type(input));
 }
 
 Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const Tensor& softmax,
@@ -213,9 +183,7 @@ Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const Option
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, CPU, m) {
-  m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
-  m.impl("_cross_entropy_forward", CrossEntropyForward::kernel<cross_entropy_forward>);
-  m.impl("_cross_entropy_forward_grad", CrossEntropyForwardGrad::kernel<cross_entropy_forward_grad>);
+  CrossEntropyOps<forward>::implement(m);
   m.impl("_cross_entropy_backward", CrossEntropyBackward::kernel<cross_entropy_backward>);
   m.impl("_scale_gradient_", scale_gradient_);
   m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
