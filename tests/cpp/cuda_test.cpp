@@ -33,7 +33,8 @@ TEST_F(Cuda, CrossEntropy) {
 
 TEST_F(Cuda, MaskedFill) {
   const auto input = at::randn({50, 70}), mask = at::rand({50, 70}) < 0.5;
-  expect_bitwise(masked_fill(input.to(at::kCUDA), mask.to(at::kCUDA), 2).cpu(), input.masked_fill(mask, 2));
+  expect_bitwise(masked_loss::masked_fill(input.to(at::kCUDA), mask.to(at::kCUDA), 2).cpu(),
+                 input.masked_fill(mask, 2));
 }
 
 }  // namespace
