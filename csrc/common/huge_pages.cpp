@@ -49,11 +49,13 @@ class HugePages final : public c10::Allocator {
  private:
   static bool is_smaller(const Block& a, const Block& b) { return a.bytes < b.bytes; }
 
-  // The smallest that is large enough. Where there is none, the largest goes: a larger one is about to replace it.
+  // The smallest that is large enough, but no more than twice that. Where all are too small, the largest goes: a larger
+  // one is about to replace it.
   Block take_kept(std::size_t bytes) {
     const std::lock_guard lock(mutex_);
     auto found = std::find_if(kept_.begin(), kept_.end(), [&](const Block& block) { return block.bytes >= bytes; });
     const bool fits = found != kept_.end();
+    if (fits && found->bytes / 2 > bytes) return {nullptr, 0};
     if (!fits && !kept_.empty()) found = kept_.end() - 1;
     if (found == kept_.end()) return {nullptr, 0};
     const Block block = *found;
