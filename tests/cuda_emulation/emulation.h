@@ -681,7 +681,8 @@ inline void write_launches(const char* path) {
     Dl_info object{};
     dladdr(kernel, &object);
     const auto offset = static_cast<const char*>(kernel) - static_cast<const char*>(object.dli_fbase);
-    std::fprintf(file, "%s %zx %zu\n", object.dli_fname, std::size_t(offset), count);
+    const std::unique_ptr<char, void (*)(void*)> name(realpath(object.dli_fname, nullptr), std::free);
+    std::fprintf(file, "%s %zx %zu\n", name.get(), std::size_t(offset), count);
   }
   std::fclose(file);
 }

@@ -16,6 +16,10 @@ def pytest_addoption(parser):
     group.addoption("--emulated-seed", type=int, default=1, help="of the order of threads; 0: that of their indices")
 
 
+def kernels_of(config):
+    return "emulated" if config.getoption("--emulated") else config.getoption("--device")
+
+
 def pytest_configure(config):
     device = config.getoption("--device")
     if device != "cpu" or config.getoption("--emulated"):
@@ -28,7 +32,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    left_out = backends.left_out(emulated=config.getoption("--emulated"), device=config.getoption("--device"))
+    left_out = backends.left_out(kernels_of(config))
     for item in items:
         reason = next((reason for name, reason in left_out.items() if item.nodeid.split("/")[-1].startswith(name)), None)
         if reason is not None:
@@ -47,6 +51,12 @@ def seed(request):
     emulation = getattr(request.config, "emulation", None)
     if emulation is not None:
         emulation.begin(request.node.nodeid)
+
+
+@pytest.fixture(scope="session")
+def kernels(request):
+    """Whose kernels run: cpu, cuda or emulated, which are those of cuda."""
+    return kernels_of(request.config)
 
 
 @pytest.fixture

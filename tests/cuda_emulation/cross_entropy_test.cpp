@@ -1,0 +1,265 @@
+// The kernels of cross_entropy against the formulas of csrc/common in double precision.
+#include "cuda/cross_entropy_kernel.h"
+
+#include "kernels.h"
+
+namespace masked_loss::cuda::test {
+namespace {
+
+using Mode = CrossEntropyMode;
+
+struct Case {
+  std::int64_t rows, classes;
+  int multiprocessors;
+  bool clusters;
+  bool beside = true;   // classes lie beside one another; otherwise rows do
+  bool extras = false;  // class mask, class weights, label smoothing, z-loss
+};
+
+template <class T>
+class Problem {
+ public:
+  using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+  Problem(const Case& of, unsigned seed)
+      : of_(of),
+        random_(seed),
+        elements_(std::size_t(of.rows * of.classes)),
+        logits_(elements_, random_() % 8),
+        gradient_(elements_, random_() % 8),
+        class_mask_(of.extras ? elements_ : 0, random_() % 8),
+        weight_(of.classes),
+        index_(of.rows),
+        order_(of.rows),
+        kept_(1),
+        coefficient_(of.rows),
+        loss_(of.rows),
+        softmax_(of.rows) {
+    std::normal_distribution<double> normal(0, 3);
+    for (T& x : logits_) x = element<T>(normal(random_));
+    for (A& w : weight_) w = A(random_() % 8) / 4;
+    for (std::int64_t r = 0; r < of.rows; ++r) {
+      index_[r] = of.rows > 1 && random_() % 3 == 0 ? -1 : std::int64_t(random_() % of.classes);
+      coefficient_[r] = A(random_() % 16) / 8 - A(0.5);
+      if (index_[r] >= 0) order_[kept_[0]++] = r;
+    }
+    for (std::int64_t r = 0, i = kept_[0]; r < of.rows; ++r) {
+      if (index_[r] < 0) order_[i++] = r;
+    }
+    if (of.extras) {
+      for (bool& allowed : class_mask_) allowed = random_() % 4 != 0;
+      // Rows have an allowed class, which is the target but in one row.
+      for (std::int64_t r = 0; r < of.rows; ++r) {
+        if (index_[r] >= 0 && r % 4 != 3) class_mask_[offset(r, index_[r])] = true;
+        class_mask_[offset(r, 0)] = true;
+      }
+    }
+  }
+
+  void check(Mode mode) {
+    std::fill(gradient_.begin(), gradient_.end(), element<T>(std::nan("")));
+    std::fill(loss_.begin(), loss_.end(), A(7));
+    for (std::int64_t r = 0; r < of_.rows; ++r) {
+      const auto softmax = softmax_of(r);
+      softmax_[r] = mode == Mode::Backward ? Softmax<A>{A(softmax.max), A(softmax.sum)} : Softmax<A>{A(7), A(7)};
+    }
+    const auto regime = run(mode);
+    const auto what = "kind " + std::to_string(regime.kind) + " shape " + std::to_string(regime.shape) + " slices " +
+                      std::to_string(regime.slices) + " lanes " + std::to_string(regime.lanes) + " mode " +
+                      std::to_string(int(mode)) + " rows " + std::to_string(of_.rows) + " classes " +
+                      std::to_string(of_.classes) + " extras " + std::to_string(of_.extras);
+    SCOPED_TRACE(what);
+    for (std::int64_t r = 0; r < of_.rows; ++r) check_row(mode, r);
+  }
+
+ private:
+  std::int64_t offset(std::int64_t row, std::int64_t c) const {
+    return of_.beside ? row * of_.classes + c : c * of_.rows + row;
+  }
+  bool allows(std::int64_t row, std::int64_t c) { return !of_.extras || class_mask_[offset(row, c)]; }
+
+  CrossEntropyRegime run(Mode mode) {
+    CrossEntropyCall<T, A> call{};
+    auto& work = call.work;
+    const std::int64_t row_stride = of_.beside ? of_.classes : 1, class_stride = of_.beside ? 1 : of_.rows;
+    work.rows = make_rows<3>({of_.rows}, {{row_stride}, {row_stride}, {row_stride}});
+    work.classes = of_.classes;
+    work.logits = logits_.data();
+    work.gradient = mode == Mode::Forward ? nullptr : gradient_.data();
+    work.logits_stride = work.gradient_stride = work.class_mask_stride = class_stride;
+    work.class_mask = of_.extras ? class_mask_.data() : nullptr;
+    work.weight = of_.extras ? weight_.data() : nullptr;
+    work.label_smoothing = smoothing();
+    work.z_loss = z_loss();
+    work.index = index_.data();
+    work.coefficient = coefficient_.data();
+    work.loss = loss_.data();
+    work.softmax = softmax_.data();
+    call.order = order_.data();
+    call.kept = kept_.data();
+    const auto regime = pick_cross_entropy_regime(mode, of_.rows, of_.classes, sizeof(T), of_.beside,
+                                                  of_.multiprocessors, of_.clusters);
+    Buffer<RowPart<A>> parts(of_.rows * regime.slices);
+    call.parts = parts.data();
+    run_cross_entropy(call, mode, regime, of_.multiprocessors, nullptr);
+    return regime;
+  }
+
+  A smoothing() const { return of_.extras ? A(0.125) : A(0); }
+  A z_loss() const { return of_.extras ? A(0.01) : A(0); }
+
+  Softmax<double> softmax_of(std::int64_t row) {
+    Softmax<double> softmax;
+    for (std::int64_t c = 0; c < of_.classes; ++c) {
+      if (allows(row, c)) softmax = merge(softmax, {number(logits_[offset(row, c)]), 1.0});
+    }
+    return softmax;
+  }
+
+  void check_row(Mode mode, std::int64_t r) {
+    const auto target = index_[r];
+    if (target < 0) {
+      // Its loss is the plan's to write.
+      if (mode != Mode::Forward) check_zeros(r);
+      if (mode != Mode::Backward) {
+        ASSERT_EQ(double(loss_[r]), 7);
+      }
+      return;
+    }
+    const auto softmax = softmax_of(r);
+    Smoothing sums;
+    for (std::int64_t c = 0; c < of_.classes; ++c) {
+      if (!allows(r, c)) continue;
+      const double weight = of_.extras ? double(weight_[c]) : 1;
+      sums = sums + Smoothing{weight * number(logits_[offset(r, c)]), weight, 1};
+    }
+    const CrossEntropyRow<double> row{double(coefficient_[r]), of_.extras ? double(weight_[target]) : 1.0, smoothing(),
+                                      z_loss(), sums};
+    if (mode != Mode::Backward) {
+      const double loss = cross_entropy_loss(row, softmax, number(logits_[offset(r, target)]), allows(r, target));
+      const double scale = 4 + std::abs(loss);
+      if (std::isfinite(loss)) {
+        ASSERT_NEAR(double(loss_[r]), loss, (sizeof(A) == 8 ? 1e-12 : 4e-6) * scale) << "row " << r;
+      } else {
+        ASSERT_EQ(std::isnan(loss), std::isnan(loss_[r])) << "row " << r;
+        if (!std::isnan(loss)) {
+          ASSERT_EQ(double(loss_[r]), loss) << "row " << r;
+        }
+      }
+    }
+    if (mode == Mode::Forward) {
+      const double max = softmax_[r].max, sum = softmax_[r].sum, lse = max + std::log(sum);
+      ASSERT_NEAR(lse, log_sum_exp(softmax), (sizeof(A) == 8 ? 1e-12 : 4e-6) * (4 + std::abs(lse))) << "row " << r;
+      return;
+    }
+    const auto terms = cross_entropy_gradient(row, log_sum_exp(softmax));
+    for (std::int64_t c = 0; c < of_.classes; ++c) {
+      double expected = 0, size = 0;
+      const auto add = [&](double term) { expected += term, size += std::abs(term); };
+      if (allows(r, c)) {
+        add(terms.probability * std::exp(number(logits_[offset(r, c)]) - softmax.max) / softmax.sum);
+        add(-terms.smoothing * (of_.extras ? double(weight_[c]) : 1));
+        if (c == target) add(-terms.target);
+      }
+      // Each term is rounded at its own size, the result to the dtype, whose smallest numbers have fewer digits.
+      const double tolerance = kRounding<A> * size + kRounding<T> * std::abs(expected) + (sizeof(T) == 2 ? 1e-7 : 0);
+      ASSERT_NEAR(number(gradient_[offset(r, c)]), expected, tolerance) << "row " << r << " class " << c;
+    }
+  }
+
+  void check_zeros(std::int64_t r) {
+    for (std::int64_t c = 0; c < of_.classes; ++c) {
+      const double zero = number(gradient_[offset(r, c)]);
+      ASSERT_TRUE(zero == 0 && !std::signbit(zero)) << "masked row " << r << " class " << c << " " << zero;
+    }
+  }
+
+  const Case of_;
+  std::mt19937 random_;
+  std::size_t elements_;
+  Buffer<T> logits_, gradient_;
+  Buffer<bool> class_mask_;
+  Buffer<A> weight_;
+  Buffer<std::int64_t> index_, order_, kept_;
+  Buffer<A> coefficient_, loss_;
+  Buffer<Softmax<A>> softmax_;
+};
+
+template <class T>
+class CrossEntropyKernel : public ::testing::Test {
+ protected:
+  static void check(Case of, int random_schedules = 1) {
+    for (const bool extras : {false, true}) {
+      of.extras = extras;
+      for (const auto mode : {Mode::Forward, Mode::ForwardGrad, Mode::Backward}) {
+        Problem<T> problem(of, unsigned(of.classes * 31 + of.rows));
+        with_schedules(random_schedules, [&] { problem.check(mode); });
+        if (::testing::Test::HasFailure()) return;
+      }
+    }
+  }
+};
+
+using Types = ::testing::Types<float, double, __nv_bfloat16, __half>;
+TYPED_TEST_SUITE(CrossEntropyKernel, Types);
+
+// Few lanes a row, then rows held by 32 to 512 threads, up to rows that do not fit and are read again in tiles. Sizes
+// are in bytes, about those of the table of tiles, with tails.
+TYPED_TEST(CrossEntropyKernel, RowsOnChip) {
+  for (const int bytes : {8, 24, 64, 128, 136, 2040, 2064, 8200, 16400, 32800, 70000, 140008}) {
+    if (kShort && bytes > 20000) continue;
+    const std::int64_t classes = bytes / std::int64_t(sizeof(TypeParam)) | 1;
+    this->check({kShort ? 3 : 5, classes, 1, false});
+  }
+}
+
+// One row, and many multiprocessors that would have nothing to do.
+TYPED_TEST(CrossEntropyKernel, FewRowsInSlices) {
+  for (const int bytes : {32776, 70000, 300000}) {
+    if (kShort && bytes > 40000) continue;
+    this->check({kShort ? 1 : 2, bytes / std::int64_t(sizeof(TypeParam)), 40, false});
+  }
+}
+
+// A row of more than one block's memory is held by a cluster of 2, 4 or 8.
+TYPED_TEST(CrossEntropyKernel, RowsInClusters) {
+  for (const int bytes : {4096, 33000, 66000, 135000, 400000}) {
+    if (kShort && bytes > 40000) continue;
+    this->check({kShort ? 3 : 5, bytes / std::int64_t(sizeof(TypeParam)) - 1, 1, true});
+  }
+  this->check({1, 40000 / std::int64_t(sizeof(TypeParam)), 8, true});
+}
+
+// Classes that lie apart, as in [B, C, T].
+TYPED_TEST(CrossEntropyKernel, ClassesApart) {
+  for (const std::int64_t classes : {1, 3, 10, 70, 300}) {
+    for (const std::int64_t rows : {1, 37, 70}) {
+      if (kShort && (rows > 40 || classes > 100)) continue;
+      this->check({rows, classes, 2, false, /*beside=*/false});
+    }
+  }
+}
+
+TYPED_TEST(CrossEntropyKernel, ScaleGradient) {
+  using A = typename Problem<TypeParam>::A;
+  for (const std::int64_t n : {1, 7, 40, 5000}) {
+    for (const double by : {1.0, 0.5, -std::numeric_limits<double>::infinity()}) {
+      Buffer<TypeParam> gradient(n, n % 3);
+      Buffer<A> factor(1);
+      factor[0] = A(by);
+      for (std::int64_t i = 0; i < n; ++i) gradient[i] = element<TypeParam>(i % 5 == 0 ? 0 : double(i % 7) - 3);
+      scale_gradient(gradient.data(), n, factor.data(), 1, nullptr);
+      for (std::int64_t i = 0; i < n; ++i) {
+        const double before = i % 5 == 0 ? 0 : double(i % 7) - 3, expected = before == 0 ? 0.0 : before * by;
+        const double actual = number(gradient[i]);
+        ASSERT_EQ(actual, expected) << i;
+        if (before == 0) {
+          ASSERT_FALSE(std::signbit(actual)) << i;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace masked_loss::cuda::test

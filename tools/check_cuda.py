@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""What can be known of the CUDA backend without a GPU; what cannot be run here says why.
+
+compile   nvcc compiles every kernel, none of which spills registers or has a stack frame, and g++ the host code against
+          this interpreter's torch, be it built without CUDA.
+emulate   The same kernels run on the CPU: their own tests, plain and with sanitizers, then the Python tests of
+          everything that has CUDA kernels. Every kernel that nvcc compiled has to be among those that were launched.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "cuda"
+KERNELS = BUILD / "kernels.txt"
+CCACHE = [shutil.which("ccache")] if shutil.which("ccache") else []
+
+# Kernels of N-sized work, for which a few bytes of stack do not show.
+COLD = {"plan_few_rows", "read_many_rows", "finish_many_rows", "weigh_sequences"}
+
+
+def sources(name):
+    """A list of CMakeLists.txt, which is where sources are named."""
+    text = (ROOT / "CMakeLists.txt").read_text()
+    return [ROOT / line for line in re.search(rf"set\({name}\n(.*?)\)", text, re.S)[1].split()]
+
+
+def nvcc():
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return shutil.which("nvcc") or (home and shutil.which("nvcc", path=f"{home}/bin"))
+
+
+def toolkit(compiler):
+    """The folder of CUDA's headers: nvcc itself knows, should the one on the PATH be a script."""
+    dry = subprocess.run([compiler, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    top = Path(re.search(r"^#\$ TOP=(.*)$", dry, re.M)[1].strip())
+    return next(path for path in (top / "include", *top.glob("targets/*/include")) if (path / "cuda_bf16.h").exists())
+
+
+def run(command):
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=ROOT)
+    if result.returncode != 0:
+        print(" ".join(map(str, command)), result.stdout, result.stderr, sep="\n")
+    return result
+
+
+def demangled(names):
+    shown = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
+    return dict(zip(names, map(short, shown.stdout.splitlines()), strict=True))
+
+
+def short(name):
+    """`cross_entropy_packs<float, 1, 32, 4, false>`: without return type, namespaces and arguments."""
+    name = name.replace("(anonymous namespace)::", "").replace("masked_loss::cuda::", "").replace("masked_loss::", "")
+    name = re.sub(r"\((\w+)\)(-?\d+)", r"\2", name)
+    depth = 0
+    for end, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            name = name[:end]
+            break
+    return name.removeprefix("void ")
+
+
+def read_resources(output):
+    """(kernel, architecture) -> registers, stack frame, spilled bytes and static shared memory, from ptxas -v."""
+    found = {}
+    for part in re.split(r"ptxas info\s+: Compiling entry function ", output)[1:]:
+        name, architecture = re.match(r"'(\w+)' for '(\w+)'", part).groups()
+        stack, stores, loads = map(int, re.search(r"(\d+) bytes stack frame, (\d+) .*?, (\d+)", part).groups())
+        registers = int(re.search(r"Used (\d+) registers", part)[1])
+        shared = re.search(r"(\d+) bytes smem", part)
+        found[name, architecture] = (registers, stack, stores + loads, int(shared[1]) if shared else 0)
+    return found
+
+
+def print_table(rows, architectures):
+    """A line a kernel and dtype: the registers of all its instances."""
+    table = defaultdict(lambda: defaultdict(list))
+    for (name, architecture), resources in rows.items():
+        kernel, _, arguments = name.partition("<")
+        table[kernel, arguments.partition(",")[0].rstrip(">")][architecture].append(resources)
+    print(f"{'kernel':24}{'of':16}{'instances':>10}" + "".join(f"{a + ' registers':>18}" for a in architectures) + f"{'shared':>10}")
+    for (kernel, dtype), by in sorted(table.items()):
+        ranges = [sorted({r[0] for r in by[a]}) for a in architectures]
+        cells = "".join(f"{f'{r[0]} to {r[-1]}' if len(r) > 1 else r[0]:>18}" for r in ranges)
+        shared = max(r[3] for resources in by.values() for r in resources)
+        print(f"{kernel:24}{dtype:16}{len(by[architectures[0]]):>10}{cells}{shared:>10}")
+
+
+def compile_all(architectures):
+    compiler = nvcc()
+    if compiler is None:
+        print("skipped: nvcc is not found")
+        return True
+    BUILD.mkdir(parents=True, exist_ok=True)
+    import torch.utils.cpp_extension as extension
+
+    def kernel(source, architecture):
+        number = architecture.removeprefix("sm_")
+        return [*CCACHE, compiler, "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-I", "csrc",
+                "-gencode", f"arch=compute_{number},code={architecture}",
+                "-c", source, "-o", BUILD / f"{source.stem}.{architecture}.o"]  # fmt: skip
+
+    def host(source):
+        folders = [ROOT / "csrc", ROOT / "csrc" / "include", *extension.include_paths(), toolkit(compiler)]
+        # The wheels without CUDA lack one generated header.
+        return [*CCACHE, os.environ.get("CXX", "g++"), "-std=c++20", "-Wall", "-DAT_PER_OPERATOR_HEADERS",
+                "-DMASKED_LOSS_BUILDING", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", "-fPIC",
+                *(word for folder in folders for word in ("-isystem", folder)),
+                "-c", source, "-o", BUILD / f"{source.stem}.o"]  # fmt: skip
+
+    commands = [kernel(s, a) for s in sources("MASKED_LOSS_CUDA_KERNELS") for a in architectures]
+    commands += [host(source) for source in sources("MASKED_LOSS_CUDA_HOST")]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(run, commands))
+    failed = any(result.returncode != 0 for result in results)
+    resources = read_resources("".join(result.stderr for result in results))
+    names = demangled(sorted({name for name, _ in resources}))
+    rows = {(names[name], architecture): of for (name, architecture), of in resources.items()}
+    KERNELS.write_text("".join(f"{name}\n" for name in sorted(set(names.values()))))
+    print_table(rows, architectures)
+    for (name, architecture), (_, stack, spilled, _) in sorted(rows.items()):
+        if stack or spilled:
+            cold = name.partition("<")[0] in COLD
+            failed |= not cold
+            print(f"{'cold' if cold else 'FAILED'}: {name} for {architecture}: {stack} bytes of stack, {spilled} spilled")
+    print(f"{len(set(names.values()))} kernels for {', '.join(architectures)}: {'FAILED' if failed else 'compiled'}")
+    return not failed
+
+
+def launched_kernels(files):
+    """Name -> how often, from what emulation::write_launches wrote."""
+    counts, by_object = defaultdict(int), defaultdict(list)
+    for file in files:
+        for line in file.read_text().splitlines():
+            path, offset, count = line.rsplit(" ", 2)
+            by_object[path].append((int(offset, 16), int(count)))
+    for path, offsets in by_object.items():
+        symbols = subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout
+        at = {int(line.split()[0], 16): line.split()[2] for line in symbols.splitlines() if len(line.split()) == 3}
+        names = demangled([at[offset] for offset, _ in offsets])
+        for offset, count in offsets:
+            counts[names[at[offset]]] += count
+    return counts
+
+
+def check_launched(files):
+    if not KERNELS.exists():
+        print("skipped: nvcc has not said which kernels there are")
+        return True
+    counts = launched_kernels(files)
+    kernels = KERNELS.read_text().splitlines()
+    missing = [name for name in kernels if name not in counts]
+    print(f"{len(kernels)} kernels, launched {sum(counts[name] for name in kernels)} times under the emulation")
+    for name in missing:
+        print(f"FAILED: never launched: {name}")
+    return not missing
+
+
+def emulate(build, pytest_arguments):
+    tests = build / "tests" / "cuda_emulation"
+    reason = tests / "skipped.txt"
+    if reason.exists():
+        print(f"skipped: {reason.read_text()}")
+        return True
+    programs = ["masked_loss_kernel_tests", "masked_loss_kernel_tests_asan", "masked_loss_kernel_tests_tsan"]
+    built = subprocess.run(["cmake", "--build", build, "--target", "masked_loss_emulated", *programs])
+    if built.returncode != 0:
+        return False
+    BUILD.mkdir(parents=True, exist_ok=True)
+    launches = [BUILD / "launches_python.txt", BUILD / "launches_cpp.txt"]
+    for file in launches:
+        file.unlink(missing_ok=True)
+    # ThreadSanitizer wants the addresses where it expects them.
+    fixed = [shutil.which("setarch"), "-R"] if shutil.which("setarch") else []
+    # The longest first: two run beside each other.
+    commands = {
+        "pytest": [sys.executable, "-m", "pytest", "-q", "--emulated", *pytest_arguments],
+        programs[2]: [*fixed, tests / programs[2], "--gtest_brief=1"],
+        programs[1]: [tests / programs[1], "--gtest_brief=1"],
+        programs[0]: [tests / programs[0], "--gtest_brief=1"],
+    }
+    environments = {
+        "pytest": {
+            "MASKED_LOSS_EMULATED": tests / "libmasked_loss_emulated.so",
+            "MASKED_LOSS_LAUNCHES": launches[0],
+            "OMP_NUM_THREADS": 1,
+        },
+        programs[1]: {"ASAN_OPTIONS": "detect_stack_use_after_return=0"},  # or it is 25 times slower
+        programs[0]: {"MASKED_LOSS_LAUNCHES": launches[1]},
+    }
+
+    def test(name):
+        environment = {**os.environ, **{key: str(value) for key, value in environments.get(name, {}).items()}}
+        start = time.monotonic()
+        result = subprocess.run(list(map(str, commands[name])), capture_output=True, text=True, cwd=ROOT, env=environment)
+        passed = result.returncode == 0
+        output = (result.stdout + result.stderr).splitlines()
+        (BUILD / f"{name}.log").write_text("\n".join(output))
+        summary = next((line for line in reversed(output) if re.search(r"passed|PASSED|FAILED|failed", line)), "")
+        print(f"{name}: {'passed' if passed else 'FAILED'} in {time.monotonic() - start:.0f} s  {summary}", flush=True)
+        if not passed:
+            print("\n".join(output[-120:]), flush=True)
+        return passed
+
+    with ThreadPoolExecutor(2) as pool:
+        passed = all(list(pool.map(test, commands)))
+    return check_launched([file for file in launches if file.exists()]) and passed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=["compile", "emulate"], help="compile, emulate; both by default")
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "package", help="CMake's build tree, configured")
+    parser.add_argument("--architectures", default="sm_80,sm_90")
+    parser.add_argument("--pytest", default="", help="arguments for pytest, instead of the files that it runs else")
+    arguments = parser.parse_args()
+    passed = True
+    if "compile" in arguments.what:
+        print("== CUDA kernels, compiled by nvcc", flush=True)
+        passed &= compile_all(arguments.architectures.split(","))
+    if "emulate" in arguments.what:
+        print("== CUDA kernels, emulated on the CPU", flush=True)
+        passed &= emulate(arguments.build.resolve(), shlex.split(arguments.pytest))
+    return not passed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
