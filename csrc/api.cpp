@@ -27,19 +27,23 @@ Tensor l1_loss(const Tensor& input, const Tensor& target, const OptionalTensor& 
   return call<PointwiseOp<L1Loss>>(input, target, mask, options);
 }
 
-Tensor smooth_l1_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const SmoothL1LossOptions& options) {
+Tensor smooth_l1_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                      const SmoothL1LossOptions& options) {
   return call<PointwiseOp<SmoothL1Loss>>(input, target, mask, options);
 }
 
-Tensor huber_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const HuberLossOptions& options) {
+Tensor huber_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                  const HuberLossOptions& options) {
   return call<PointwiseOp<HuberLoss>>(input, target, mask, options);
 }
 
-Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const BinaryCrossEntropyWithLogitsOptions& options) {
+Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                                        const BinaryCrossEntropyWithLogitsOptions& options) {
   return call<PointwiseOp<BinaryCrossEntropyWithLogits>>(input, target, mask, options);
 }
 
-Tensor binary_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const BinaryCrossEntropyOptions& options) {
+Tensor binary_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                            const BinaryCrossEntropyOptions& options) {
   return call<PointwiseOp<BinaryCrossEntropy>>(input, target, mask, options);
 }
 
@@ -47,15 +51,18 @@ Tensor kl_div(const Tensor& input, const Tensor& target, const OptionalTensor& m
   return call<PointwiseOp<KlDiv>>(input, target, mask, options);
 }
 
-Tensor poisson_nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const PoissonNllLossOptions& options) {
+Tensor poisson_nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                        const PoissonNllLossOptions& options) {
   return call<PointwiseOp<PoissonNllLoss>>(input, target, mask, options);
 }
 
-Tensor gaussian_nll_loss(const Tensor& input, const Tensor& target, const Tensor& var, const OptionalTensor& mask, const GaussianNllLossOptions& options) {
+Tensor gaussian_nll_loss(const Tensor& input, const Tensor& target, const Tensor& var, const OptionalTensor& mask,
+                         const GaussianNllLossOptions& options) {
   return call<PointwiseOp<GaussianNllLoss>>(input, target, var, mask, options);
 }
 
-Tensor sigmoid_focal_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const SigmoidFocalLossOptions& options) {
+Tensor sigmoid_focal_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                          const SigmoidFocalLossOptions& options) {
   return call<PointwiseOp<SigmoidFocalLoss>>(input, target, mask, options);
 }
 

@@ -66,13 +66,16 @@ struct PointwiseFunction : Function<PointwiseFunction> {
     return pointwise_traits(options.loss).has_other_slope;
   }
 
-  // As for cross entropy: a scalar's gradient is made in the forward pass, but float16's, which a loss scale must reach.
+  // As for cross entropy: a scalar's gradient is made in the forward pass, but float16's, which a loss scale must
+  // reach.
   static bool makes_gradient(const Tensor& input, const PointwiseOptions& options) {
     return options.reduction != Reduction::None && input.scalar_type() != at::kHalf;
   }
 };
 
-bool wants_grad(const OptionalTensor& tensor) { return tensor && tensor->requires_grad() && at::GradMode::is_enabled(); }
+bool wants_grad(const OptionalTensor& tensor) {
+  return tensor && tensor->requires_grad() && at::GradMode::is_enabled();
+}
 
 Tensor pointwise(const PointwiseCall& public_call) {
   static const auto forward = PointwiseForward::find(PointwiseForward::name);

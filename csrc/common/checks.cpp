@@ -54,8 +54,8 @@ void check_broadcast(const char* op, const char* name, const Tensor& tensor, c10
 // From the last dimension back, each size of `name` is 1 or that of `of`; with `both`, either may be 1.
 void check_trailing(const char* op, const char* name, const char* of, c10::SymIntArrayRef ours,
                     c10::SymIntArrayRef theirs, bool both = false) {
-  TORCH_CHECK(both || theirs.size() <= ours.size(), op, ": expected ", name, " to broadcast to ", of, " of shape ", ours,
-              ", got ", theirs);
+  TORCH_CHECK(both || theirs.size() <= ours.size(), op, ": expected ", name, " to broadcast to ", of, " of shape ",
+              ours, ", got ", theirs);
   for (std::size_t d = 1; d <= std::min(ours.size(), theirs.size()); ++d) {
     const auto &a = ours[ours.size() - d], &b = theirs[theirs.size() - d];
     auto fits = b.sym_eq(1).sym_or(b.sym_eq(a));

@@ -49,7 +49,7 @@ struct Safe {
   static constexpr double safe_input = 0, safe_target = 0, safe_other = 1;
   static constexpr bool has_other_slope = false;
   static constexpr bool broadcasts_target = true;
-  static constexpr bool counts_weight = false;  // whether a mean divides by the weights of the elements
+  static constexpr bool counts_weight = false;         // whether a mean divides by the weights of the elements
   static constexpr const char* requirement = nullptr;  // of kept values; where it does not hold the loss is NaN
   static bool fits(double, double) { return true; }    // of input and other
 };

@@ -26,8 +26,8 @@ inline constexpr auto kPointwiseArguments =
 
 // input, target and other (pos_weight or var) of the inner ops have the loss's shape and one dtype.
 // (input, target, other, mask) -> the loss in the accumulation dtype
-struct PointwiseForward : Carry<PointwiseOptions, Tensor, const Tensor&, const Tensor&, const OptionalTensor&,
-                                const OptionalTensor&> {
+struct PointwiseForward
+    : Carry<PointwiseOptions, Tensor, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&> {
   static constexpr auto name = "masked_loss::_pointwise_forward";
 };
 // -> (loss, gradients of input and of other, which is empty where the formula has none); scalar reductions only
@@ -69,8 +69,8 @@ struct PointwiseCall {
 
 template <class Formula, class Options>
 PointwiseOptions pointwise_options(const Options& from, std::vector<double> numbers = {}) {
-  PointwiseOptions options{from.reduction, formula_index<Formula>(), {}, from.sample_weight, from.normalizer,
-                           std::move(numbers)};
+  PointwiseOptions options{from.reduction,     formula_index<Formula>(), {},
+                           from.sample_weight, from.normalizer,          std::move(numbers)};
   if constexpr (requires { from.weight; }) options.weight = from.weight;
   return options;
 }
@@ -228,8 +228,8 @@ struct PointwiseOp : PointwiseCarry<Loss> {
     return run({Loss::name, input, target, other, mask, Loss::resolve(options)});
   }
   template <Tensor (*run)(const PointwiseCall&)>
-  static Tensor boxed_with_var(const Tensor& input, const Tensor& target, const Tensor& var,
-                               const OptionalTensor& mask, const typename Loss::Options& options) {
+  static Tensor boxed_with_var(const Tensor& input, const Tensor& target, const Tensor& var, const OptionalTensor& mask,
+                               const typename Loss::Options& options) {
     return run({Loss::name, input, target, var, mask, Loss::resolve(options)});
   }
 };

@@ -83,7 +83,8 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
     logits = at::where(excluded, at::full_like(logits, -std::numeric_limits<double>::infinity()), logits);
   }
   if (input.sym_size(dim).sym_eq(0).guard_bool(__FILE__, __LINE__)) {
-    return composite_reduce(zero(plan.coefficient), plan.keep, plan.coefficient, options.reduction);  // no class, so no row is kept
+    return composite_reduce(zero(plan.coefficient), plan.keep, plan.coefficient,
+                            options.reduction);  // no class, so no row is kept
   }
   // Not at::logsumexp: its forward derivative cannot be differentiated again, and large logits would lose digits.
   const auto max = logits.detach().amax(dim, /*keepdim=*/true);

@@ -130,8 +130,7 @@ Tensor composite_pointwise(const PointwiseCall& call) {
     losses = losses * of_element;
     if (traits.counts_weight) counted = counted * of_element;
   }
-  const auto [kept, coefficient] =
-      composite_coefficient(keep, weight, counted, options.reduction, options.normalizer);
+  const auto [kept, coefficient] = composite_coefficient(keep, weight, counted, options.reduction, options.normalizer);
   return composite_reduce(losses, kept, coefficient, options.reduction);
 }
 
@@ -149,8 +148,7 @@ std::tuple<Tensor, Tensor> composite_pointwise_backward(const Tensor& grad, cons
   if (both) leaves.push_back(variable(*other));
   const auto given = both ? OptionalTensor(leaves[1]) : other;
   const auto loss = composite_pointwise({"_pointwise", leaves[0], target, given, mask, options});
-  auto gradients =
-      torch::autograd::grad({loss}, leaves, {grad.to(loss.scalar_type())}, std::nullopt, create_graph);
+  auto gradients = torch::autograd::grad({loss}, leaves, {grad.to(loss.scalar_type())}, std::nullopt, create_graph);
   return {gradients[0], both ? gradients[1] : at::empty({0}, input.options())};
 }
 

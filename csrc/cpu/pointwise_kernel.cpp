@@ -9,7 +9,8 @@
 namespace masked_loss::cpu::CPU_CAPABILITY {
 namespace {
 
-constexpr std::int64_t kBlock = 1024;  // elements that are visited together: what is staged of them stays in the L1 cache
+constexpr std::int64_t kBlock =
+    1024;  // elements that are visited together: what is staged of them stays in the L1 cache
 
 template <class A>
 struct VectorMath {
@@ -45,7 +46,8 @@ template <class T, class A>
 const A* load_as(const Operand& operand, std::int64_t begin, std::int64_t n, A* stage) {
   const auto& at = operand.at;
   const T* data = static_cast<const T*>(operand.data);
-  const std::int64_t line = at.dims == 0 ? 1 : at.sizes[at.dims - 1], stride = at.dims == 0 ? 0 : at.strides[0][at.dims - 1];
+  const std::int64_t line = at.dims == 0 ? 1 : at.sizes[at.dims - 1],
+                     stride = at.dims == 0 ? 0 : at.strides[0][at.dims - 1];
   if (at.dims <= 1 && stride == 1) {
     if constexpr (std::is_same_v<T, A>) return data + begin;
     convert(data + begin, n, stage);
@@ -119,7 +121,8 @@ const A* load_keep(const PointwiseWork<A>& work, std::int64_t begin, std::int64_
     for (std::int64_t i = 0; i < n; ++i) stage.keep[i] = mask == nullptr || mask[i] != 0 ? value(i) : A(0);
     return stage.keep;
   };
-  if (share == nullptr) return keep == nullptr ? each([](auto) { return A(1); }) : each([&](auto i) { return keep[i]; });
+  if (share == nullptr)
+    return keep == nullptr ? each([](auto) { return A(1); }) : each([&](auto i) { return keep[i]; });
   if (keep == nullptr) return each([&](auto i) { return share[i]; });
   return each([&](auto i) { return keep[i] == 0 || share[i] == 0 ? A(0) : keep[i] * share[i]; });
 }
@@ -168,7 +171,7 @@ struct Block {
 
 // The sum of the losses of n elements, at most a vector.
 template <class Formula, class A, bool whole>
-Vectorized<A> visit(const Block<A>& block, const PointwiseWork<A>& work, std::int64_t i, std::int64_t n) {
+Vectorized<A> visit(const Block<A>& block, const double* numbers, A factor_of_slopes, std::int64_t i, std::int64_t n) {
   using V = Vectorized<A>;
   const auto get = [&](const A* from, A otherwise) {
     if (from == nullptr) return V(otherwise);
@@ -183,7 +186,7 @@ Vectorized<A> visit(const Block<A>& block, const PointwiseWork<A>& work, std::in
     }
   };
   auto terms = Formula::template at<VectorMath<A>>(get(block.input, 0), get(block.target, 0),
-                                                   get(block.other, A(Formula::safe_other)), work.numbers);
+                                                   get(block.other, A(Formula::safe_other)), numbers);
   V factor(1);
   if (block.weight != nullptr) factor = get(block.weight, 1);
   if (block.coefficient != nullptr) factor = factor * get(block.coefficient, 1);
@@ -196,7 +199,7 @@ Vectorized<A> visit(const Block<A>& block, const PointwiseWork<A>& work, std::in
   V loss = finish(terms.value, factor);
   if constexpr (!whole) loss = V::set(V(0), loss, n);
   if (block.loss != nullptr) put(loss, block.loss);
-  const V slope_factor = factor * V(work.factor);
+  const V slope_factor = factor * V(factor_of_slopes);
   if (block.gradient != nullptr) put(finish(terms.input, slope_factor), block.gradient);
   if constexpr (Formula::has_other_slope) {
     if (block.other_gradient != nullptr) put(finish(terms.other, slope_factor), block.other_gradient);
@@ -205,7 +208,7 @@ Vectorized<A> visit(const Block<A>& block, const PointwiseWork<A>& work, std::in
 }
 
 template <class Formula, class A>
-double run(const PointwiseWork<A>& work, std::int64_t begin, std::int64_t end) {
+double run(const PointwiseWork<A>& work, A factor, std::int64_t begin, std::int64_t end) {
   using V = Vectorized<A>;
   Stage<A> stage;
   double total = 0;
@@ -216,7 +219,8 @@ double run(const PointwiseWork<A>& work, std::int64_t begin, std::int64_t end) {
     const A* keep = load_keep(work, begin, n, stage, any);
     if (!any) {
       if (work.loss != nullptr) std::fill(work.loss + begin, work.loss + begin + n, A(0));
-      if (work.gradient != nullptr || work.other_gradient != nullptr) std::fill(stage.gradient, stage.gradient + n, A(0));
+      if (work.gradient != nullptr || work.other_gradient != nullptr)
+        std::fill(stage.gradient, stage.gradient + n, A(0));
       store_gradient(work.gradient, type, begin, n, stage.gradient);
       store_gradient(work.other_gradient, type, begin, n, stage.gradient);
       continue;
@@ -232,8 +236,9 @@ double run(const PointwiseWork<A>& work, std::int64_t begin, std::int64_t end) {
                          work.other_gradient == nullptr ? nullptr : stage.other_gradient};
     V sum(0);
     std::int64_t i = 0;
-    for (; i + V::size() <= n; i += V::size()) sum = sum + visit<Formula, A, true>(block, work, i, V::size());
-    if (i < n) sum = sum + visit<Formula, A, false>(block, work, i, n - i);
+    for (; i + V::size() <= n; i += V::size())
+      sum = sum + visit<Formula, A, true>(block, work.numbers, factor, i, V::size());
+    if (i < n) sum = sum + visit<Formula, A, false>(block, work.numbers, factor, i, n - i);
     total += sum_lanes(sum);
     store_gradient(work.gradient, type, begin, n, stage.gradient);
     store_gradient(work.other_gradient, type, begin, n, stage.other_gradient);

@@ -1,50 +1,15 @@
 #pragma once
 
-#include <cstdint>
-#include <tuple>
-
-#include "common/pointwise.h"
-#include "common/rows.h"
+#include "common/pointwise_work.h"
 #include "cpu/capability.h"
 
 namespace masked_loss::cpu {
 
-enum class ElementType { Float, Double, BFloat16, Half, Byte };
-
-// A tensor with the loss's shape, whatever its strides; without data there is none.
-struct Operand {
-  const void* data = nullptr;
-  ElementType type;
-  Rows<1> at;  // its elements in the order of the loss's
-};
-
-// Elements of a loss that is computed in A. What is kept has a mask and a sample weight other than 0.
-template <class A>
-struct PointwiseWork {
-  std::int64_t count;
-  Operand input, target, other, mask, sample_weight, weight;
-  Operand share;        // of each sequence in the mean: multiplies the sample weight, and drops where it is 0
-  Operand coefficient;  // what arrives from upstream: multiplies losses and slopes
-  A factor;             // multiplies slopes: 1 over what a mean divides by
-  const double* numbers;
-  // Contiguous; the loss in A, the gradients in the type of the input. Null: not wanted.
-  A* loss;
-  void* gradient;
-  void* other_gradient;
-};
-
-struct PointwiseSum {
-  double weight = 0;
-  std::int64_t kept = 0;
-};
-
 template <class A>
 struct PointwiseKernel {
-  // The sum of the losses of [begin, end), and its outputs.
-  double (*run)(const PointwiseWork<A>& work, std::int64_t begin, std::int64_t end);
+  // The sum of the losses of [begin, end), and its outputs; slopes are multiplied with `factor`.
+  double (*run)(const PointwiseWork<A>& work, A factor, std::int64_t begin, std::int64_t end);
 };
-
-inline constexpr std::size_t kPointwiseFormulas = std::tuple_size_v<PointwiseFormulas>;
 
 template <class A>
 struct PointwiseKernelsOf {

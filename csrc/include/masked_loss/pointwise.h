@@ -14,7 +14,7 @@ struct MseLossOptions {
   Reduction reduction = Reduction::Mean;
   std::optional<at::Tensor> weight = {};         // of elements: Mean divides by its sum
   std::optional<at::Tensor> sample_weight = {};  // of elements: Mean divides by its sum
-  std::optional<at::Tensor> normalizer = {};     // 0-d: what Mean divides by; SequenceMean, BatchMean: how many there are
+  std::optional<at::Tensor> normalizer = {};  // 0-d: what Mean divides by; SequenceMean, BatchMean: how many there are
 };
 using L1LossOptions = MseLossOptions;
 
