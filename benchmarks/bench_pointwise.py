@@ -71,6 +71,7 @@ class Pointwise:
         return f"{self.loss} {self.elements}, {dtype}, forward{'+backward' * self.backward}"
 
     def __call__(self, device: torch.device) -> Dict[str, Call]:
+        torch._dynamo.reset()  # it compiles one function no more than a few times
         theirs, make_input, make_target = LOSSES[self.loss]
         raw = torch.randn(self.elements, device=device)
         target = make_target(raw).to(self.dtype)

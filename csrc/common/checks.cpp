@@ -360,7 +360,7 @@ at::DimVector position_of(std::int64_t element, at::IntArrayRef shape) {
 }  // namespace
 
 void throw_unfit(const char* requirement, at::IntArrayRef shape, std::int64_t at) {
-  TORCH_CHECK_VALUE(false, "masked_loss: expected ", requirement, " where it is kept, got another value at position ",
+  TORCH_CHECK_VALUE(false, requirement, " where it is kept, got another value at position ",
                     at::IntArrayRef(position_of(at, shape)));
 }
 

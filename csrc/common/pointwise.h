@@ -129,7 +129,7 @@ struct BinaryCrossEntropyWithLogits : Safe {
 struct BinaryCrossEntropy : Safe {
   static constexpr bool broadcasts_target = false;
   static constexpr double safe_input = 0.5;
-  static constexpr const char* requirement = "input in [0, 1]";
+  static constexpr const char* requirement = "binary_cross_entropy: expected input in [0, 1]";
   static bool fits(double x, double) { return !(x < 0 || x > 1); }
 
   template <class M>
@@ -196,7 +196,7 @@ struct PoissonNllOfLogInput : Safe {
 // The third operand is the variance, at least eps. numbers: full, eps
 struct GaussianNll : Safe {
   static constexpr bool has_other_slope = true;
-  static constexpr const char* requirement = "var of at least 0";
+  static constexpr const char* requirement = "gaussian_nll_loss: expected var of at least 0";
   static bool fits(double, double var) { return !(var < 0); }
 
   template <class M>

@@ -34,7 +34,9 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     left_out = backends.left_out(kernels_of(config))
     for item in items:
-        reason = next((reason for name, reason in left_out.items() if item.nodeid.split("/")[-1].startswith(name)), None)
+        reason = next(
+            (reason for name, reason in left_out.items() if item.nodeid.split("/")[-1].startswith(name)), None
+        )
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
 

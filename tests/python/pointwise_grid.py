@@ -73,7 +73,7 @@ def stored(values: Tensor, storage: str) -> Tensor:
         return values[:1].expand(shape)
     if storage == "broadcast" and values.dim():
         return values[..., :1].clone()
-    if storage == "transposed":
+    if storage == "transposed" and values.dim():
         return values.permute(*reversed(range(values.dim()))).contiguous().permute(*reversed(range(values.dim())))
     if storage in ("sliced", "strided") and values.dim():
         larger = values.new_full([2 * size for size in shape], torch.nan)

@@ -168,11 +168,11 @@ def loss_normalizer(target, classes, mask=None, *, weight=None, sample_weight=No
     return each[keep].sum()
 
 
-def _focal(x, t, alpha=0.25, gamma=2.0, reduction="none"):
-    p = torch.sigmoid(x)
-    wrong = 1 - (t * p + (1 - t) * (1 - p))
-    losses = F.binary_cross_entropy_with_logits(x, t, reduction=reduction) * wrong**gamma
-    return losses * (alpha * t + (1 - alpha) * (1 - t)) if alpha >= 0 else losses
+def _focal(input, target, alpha=0.25, gamma=2.0, reduction="none"):
+    p = torch.sigmoid(input)
+    wrong = 1 - (target * p + (1 - target) * (1 - p))
+    losses = F.binary_cross_entropy_with_logits(input, target, reduction=reduction) * wrong**gamma
+    return losses * (alpha * target + (1 - alpha) * (1 - target)) if alpha >= 0 else losses
 
 
 # Losses of elements: torch's, and whether its mean divides by `weight`.
