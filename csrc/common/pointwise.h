@@ -147,6 +147,7 @@ struct BinaryCrossEntropy : Safe {
 
 // The target is a probability.
 struct KlDiv : Safe {
+  static constexpr double safe_target = 1;  // where t log t has a slope
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double*) {
     const auto entropy = M::where(M::equal(t, V<M>(0)), V<M>(0), t * M::log(t));

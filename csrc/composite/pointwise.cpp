@@ -3,14 +3,14 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/alias.h>
 #include <ATen/ops/binary_cross_entropy.h>
-#include <ATen/ops/binary_cross_entropy_with_logits.h>
 #include <ATen/ops/clamp_min.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/exp.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/huber_loss.h>
-#include <ATen/ops/kl_div.h>
 #include <ATen/ops/l1_loss.h>
 #include <ATen/ops/log.h>
+#include <ATen/ops/logaddexp.h>
 #include <ATen/ops/mse_loss.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/poisson_nll_loss.h>
@@ -19,6 +19,7 @@
 #include <ATen/ops/smooth_l1_loss.h>
 #include <ATen/ops/square.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/xlogy.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
@@ -51,10 +52,15 @@ Tensor compose(formula::Huber, const Tensor& x, const Tensor& t, const Tensor&, 
   return at::huber_loss(x, t, none, numbers[0]);
 }
 
+// Of plain ops, which torch batches whatever the depth of vmap.
+Tensor cross_entropy_of_logits(const Tensor& x, const Tensor& t, const Tensor& pos_weight) {
+  const auto log_term = at::logaddexp(at::zeros_like(x), -x);
+  return (1 - t) * x + (pos_weight.defined() ? (1 + (pos_weight - 1) * t) * log_term : log_term);
+}
+
 Tensor compose(formula::BinaryCrossEntropyWithLogits, const Tensor& x, const Tensor& t, const Tensor& pos_weight,
                const Numbers&) {
-  const auto optional = pos_weight.defined() ? OptionalTensor(pos_weight) : std::nullopt;
-  return at::binary_cross_entropy_with_logits(x, t, std::nullopt, optional, none);
+  return cross_entropy_of_logits(x, t, pos_weight);
 }
 
 Tensor compose(formula::BinaryCrossEntropy, const Tensor& x, const Tensor& t, const Tensor&, const Numbers&) {
@@ -62,11 +68,11 @@ Tensor compose(formula::BinaryCrossEntropy, const Tensor& x, const Tensor& t, co
 }
 
 Tensor compose(formula::KlDiv, const Tensor& x, const Tensor& t, const Tensor&, const Numbers&) {
-  return at::kl_div(x, t, none, /*log_target=*/false);
+  return at::xlogy(t, t) - t * x;
 }
 
 Tensor compose(formula::KlDivOfLogTarget, const Tensor& x, const Tensor& t, const Tensor&, const Numbers&) {
-  return at::kl_div(x, t, none, /*log_target=*/true);
+  return t.exp() * (t - x);
 }
 
 Tensor compose(formula::PoissonNll, const Tensor& x, const Tensor& t, const Tensor&, const Numbers& numbers) {
@@ -86,7 +92,7 @@ Tensor compose(formula::GaussianNll, const Tensor& x, const Tensor& t, const Ten
 
 Tensor compose(formula::SigmoidFocal, const Tensor& x, const Tensor& t, const Tensor&, const Numbers& numbers) {
   const auto p = x.sigmoid(), wrong = t * (1 - p) + (1 - t) * p;
-  auto loss = at::binary_cross_entropy_with_logits(x, t, std::nullopt, std::nullopt, none);
+  auto loss = cross_entropy_of_logits(x, t, Tensor());
   if (numbers[1] != 0) loss = loss * wrong.pow(numbers[1]);
   return numbers[0] >= 0 ? loss * (numbers[0] * t + (1 - numbers[0]) * (1 - t)) : loss;
 }

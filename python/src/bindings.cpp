@@ -79,8 +79,7 @@ Tensor gaussian_nll_loss(const Tensor& input, const Tensor& target, const Tensor
                          std::int64_t reduction, bool full, double eps, const OptionalTensor& sample_weight,
                          const OptionalTensor& normalizer) {
   return masked_loss::gaussian_nll_loss(
-      input, target, var, mask,
-      {static_cast<masked_loss::Reduction>(reduction), full, eps, sample_weight, normalizer});
+      input, target, var, mask, {static_cast<masked_loss::Reduction>(reduction), full, eps, sample_weight, normalizer});
 }
 
 }  // namespace

@@ -301,6 +301,7 @@ OPS = (
         {"log_input": False, "eps": 0.01},
         namesake=F.poisson_nll_loss,
         trained=F.poisson_nll_loss,
+        head=F.softplus,
     ),
     pointwise_op(
         "gaussian_nll_loss",

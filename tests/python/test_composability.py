@@ -247,7 +247,7 @@ class TestAutograd:
             except RuntimeError as error:
                 assert "modified by an inplace operation" in str(error)
                 noticed.append(name)
-        assert noticed
+        assert noticed or any(name in leaves_of(case.arguments()) for name in case.op.composed)
 
 
 def in_dims_of(case):
@@ -376,7 +376,7 @@ def per_sample_problem(case, dtype=torch.float64):
 
     def gradient(parameters, sample):
         def loss(parameters):
-            made = torch.func.functional_call(model, parameters, (sample["hidden"],)).view(shape)
+            made = case.op.head(torch.func.functional_call(model, parameters, (sample["hidden"],)).view(shape))
             tensors = {other: tensor for other, tensor in sample.items() if other != "hidden"}
             return case.op.function(**{**rest, **tensors, name: made}).square().sum()
 
