@@ -11,6 +11,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.autograd.functional import hessian, jacobian
@@ -403,7 +404,7 @@ def graphs_of(case):
         graphs.append(module.graph)
         return torch._functorch.aot_autograd.make_boxed_func(module.forward)
 
-    backend = torch._dynamo.backends.common.aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
     arguments = case.arguments(torch.float32)
     outcome(torch.compile(case.op.function, backend=backend, fullgraph=True), arguments, upstream_of(case, arguments))
     return graphs

@@ -362,7 +362,7 @@ class TestKeptGarbagePropagates:
             at = torch.arange(37) != position
             each = [g["input"] if exact else g["input"][at] for g in (gradients, wanted)]
             torch.testing.assert_close(*each, equal_nan=True)
-            if value != value:
+            if value != value and name != "kl_div":  # which is linear in its input
                 assert gradients["input"][position].isnan()
             reduced, of_mean = loss_and_gradients(functools.partial(ours(name), mask=torch.ones(37) > 0), changed)
             torch.testing.assert_close(reduced, loss.mean(), equal_nan=True)
