@@ -49,13 +49,10 @@ Tensor compose(formula::SmoothL1, const Tensor& x, const Tensor& t, const Tensor
 }
 
 Tensor compose(formula::Huber, const Tensor& x, const Tensor& t, const Tensor&, const Numbers& numbers) {
-  return at::huber_loss(x, t, none, numbers[0]);
-}
-
-// Of plain ops, which torch batches whatever the depth of vmap.
-Tensor cross_entropy_of_logits(const Tensor& x, const Tensor& t, const Tensor& pos_weight) {
-  const auto log_term = at::logaddexp(at::zeros_like(x), -x);
-  return (1 - t) * x + (pos_weight.defined() ? (1 + (pos_weight - 1) * t) * log_term : log_term);
+  // Not at::huber_loss: its backward has no forward mode.
+  const double delta = numbers[0];
+  const auto d = x - t, z = d.abs();
+  return at::where(z.lt(delta), 0.5 * d.square(), delta * (z - 0.5 * delta));
 }
 
 Tensor compose(formula::BinaryCrossEntropyWithLogits, const Tensor& x, const Tensor& t, const Tensor& pos_weight,
