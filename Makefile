@@ -4,7 +4,7 @@
 # what makes .venv, as python3 does by default.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build cpp-tests test demo bench lint format clean distclean
+.PHONY: help setup build cpp-tests test emulated test-cuda bench-cuda cuda-link cuda-mutants demo bench lint format clean distclean
 
 GIVEN := $(filter-out undefined default,$(origin PYTHON))
 PYTHON ?= python3
@@ -28,12 +28,13 @@ export CMAKE_ARGS := -DMASKED_LOSS_TESTS=ON $(CMAKE_ARGS)
 
 BUILD := build/package
 SOURCES := CMakeLists.txt VERSION setup.py pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.* csrc/*/*/*.* python/src/*)
-CPP := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* python/src/*.cpp tests/cpp/*.cpp tests/cpp/*.h examples/cpp/*.cpp)
+CPP := $(filter-out %.txt,$(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* python/src/*.cpp tests/cpp/*.cpp tests/cpp/*.h tests/cuda_emulation/*.* tests/cuda_emulation/*/*.* examples/cpp/*.cpp))
 
 help:
 	@echo 'make demo     train a small character model and draw what the mask does'
-	@echo 'make test     GoogleTest and pytest'
+	@echo 'make test     GoogleTest and pytest, CUDA kernels compiled and emulated'
 	@echo 'make bench    timings against torch.nn.functional'
+	@echo 'make test-cuda, make bench-cuda  the same on a GPU; make cuda-link  a CUDA build without one'
 	@echo 'make lint     ruff and clang-format; no Python in csrc/'
 	@echo 'make format   apply ruff and clang-format'
 	@echo 'make build    set up and build the package, which demo, test and bench do first'
@@ -66,14 +67,40 @@ test: cpp-tests
 	echo '== GoogleTest'; \
 	$(BUILD)/tests/cpp/masked_loss_tests --gtest_brief=1 | tee build/googletest.log || status=1; \
 	echo '== pytest'; $(PY) -m pytest $(PYTEST_ARGS) || status=1; \
+	$(PY) tools/check_cuda.py || status=1; \
 	echo '== GoogleTest'; grep -E '^\[(=+|  (PASSED|FAILED)  )\]|FAILED TEST' build/googletest.log || status=1; \
 	exit $$status
+
+# The Python tests on the CUDA kernels, emulated on the CPU: make emulated PYTEST_ARGS='tests/python/test_masks.py'
+emulated: cpp-tests
+	@cmake --build $(BUILD) --target masked_loss_emulated
+	@$(PY) -m pytest --emulated $(PYTEST_ARGS)
+
+# Needs nvcc and network, but no GPU.
+cuda-link: setup
+	@echo '== Linking with a CUDA build of torch'
+	@$(PY) tools/cuda_link.py
+
+# Takes the barriers and bounds of the kernels away, one at a time, and tells which check notices.
+cuda-mutants: cpp-tests
+	@$(PY) tools/cuda_mutants.py
+
+# Builds for this machine's GPU.
+test-cuda: setup
+	@architecture=$$($(PY) tools/test_cuda.py --require) && rm -f $(STATE)/built && \
+	  TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-$$architecture} $(MAKE) --no-print-directory cpp-tests
+	@$(PY) tools/test_cuda.py $(PYTEST_ARGS)
+
+bench-cuda: setup
+	@architecture=$$($(PY) tools/test_cuda.py --require) && \
+	  TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-$$architecture} $(MAKE) --no-print-directory build
+	@$(PY) benchmarks/run_cuda.py $(BENCH_ARGS)
 
 demo: build
 	@$(PY) examples/char_language_model.py $(DEMO_ARGS)
 
 bench: build
-	@$(PY) benchmarks/bench_cross_entropy.py $(BENCH_ARGS)
+	@$(PY) benchmarks/run.py --json benchmarks/results/cpu.json --plots docs $(BENCH_ARGS)
 
 lint: setup
 	@echo '== Lint'

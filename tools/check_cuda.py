@@ -89,7 +89,11 @@ def print_table(rows, architectures):
     for (name, architecture), resources in rows.items():
         kernel, _, arguments = name.partition("<")
         table[kernel, arguments.partition(",")[0].rstrip(">")][architecture].append(resources)
-    print(f"{'kernel':24}{'of':16}{'instances':>10}" + "".join(f"{a + ' registers':>18}" for a in architectures) + f"{'shared':>10}")
+    print(
+        f"{'kernel':24}{'of':16}{'instances':>10}"
+        + "".join(f"{a + ' registers':>18}" for a in architectures)
+        + f"{'shared':>10}"
+    )
     for (kernel, dtype), by in sorted(table.items()):
         ranges = [sorted({r[0] for r in by[a]}) for a in architectures]
         cells = "".join(f"{f'{r[0]} to {r[-1]}' if len(r) > 1 else r[0]:>18}" for r in ranges)
@@ -133,9 +137,28 @@ def compile_all(architectures):
         if stack or spilled:
             cold = name.partition("<")[0] in COLD
             failed |= not cold
-            print(f"{'cold' if cold else 'FAILED'}: {name} for {architecture}: {stack} bytes of stack, {spilled} spilled")
+            print(
+                f"{'cold' if cold else 'FAILED'}: {name} for {architecture}: {stack} bytes of stack, {spilled} spilled"
+            )
     print(f"{len(set(names.values()))} kernels for {', '.join(architectures)}: {'FAILED' if failed else 'compiled'}")
     return not failed
+
+
+# What has CUDA kernels behind it; what compiles, builds or starts other processes is the same for every kernel.
+PYTHON_TESTS = (
+    "test_composition.py",
+    "test_cross_entropy.py",
+    "test_cross_entropy_autograd.py",
+    "test_cross_entropy_grid.py",
+    "test_cross_entropy_masked.py",
+    "test_cuda_rules.py",
+    "test_errors.py",
+    "test_loss_normalizer.py",
+    "test_masked_fill.py",
+    "test_masks.py",
+    "test_opinfo.py",
+    "test_threads.py",
+)
 
 
 def launched_kernels(files):
@@ -183,9 +206,10 @@ def emulate(build, pytest_arguments):
         file.unlink(missing_ok=True)
     # ThreadSanitizer wants the addresses where it expects them.
     fixed = [shutil.which("setarch"), "-R"] if shutil.which("setarch") else []
+    python_tests = [ROOT / "tests" / "python" / name for name in PYTHON_TESTS]
     # The longest first: two run beside each other.
     commands = {
-        "pytest": [sys.executable, "-m", "pytest", "-q", "--emulated", *pytest_arguments],
+        "pytest": [sys.executable, "-m", "pytest", "-q", "--emulated", *(pytest_arguments or python_tests)],
         programs[2]: [*fixed, tests / programs[2], "--gtest_brief=1"],
         programs[1]: [tests / programs[1], "--gtest_brief=1"],
         programs[0]: [tests / programs[0], "--gtest_brief=1"],
@@ -203,7 +227,9 @@ def emulate(build, pytest_arguments):
     def test(name):
         environment = {**os.environ, **{key: str(value) for key, value in environments.get(name, {}).items()}}
         start = time.monotonic()
-        result = subprocess.run(list(map(str, commands[name])), capture_output=True, text=True, cwd=ROOT, env=environment)
+        result = subprocess.run(
+            list(map(str, commands[name])), capture_output=True, text=True, cwd=ROOT, env=environment
+        )
         passed = result.returncode == 0
         output = (result.stdout + result.stderr).splitlines()
         (BUILD / f"{name}.log").write_text("\n".join(output))

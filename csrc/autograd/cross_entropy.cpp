@@ -24,23 +24,27 @@ class SavedCall {
     const auto or_none = [](const OptionalTensor& tensor) { return tensor.value_or(Tensor()); };
     ctx->save_for_backward({result, input, target, or_none(mask), or_none(options.weight),
                             or_none(options.sample_weight), or_none(options.class_mask), or_none(options.normalizer)});
-    ctx->saved_data["reduction"] = static_cast<std::int64_t>(options.reduction);
-    ctx->saved_data["ignore_index"] = options.ignore_index;
-    ctx->saved_data["label_smoothing"] = options.label_smoothing;
-    ctx->saved_data["z_loss"] = options.z_loss;
-    ctx->saved_data["dim"] = options.dim;
+    // Few entries, as each costs allocations; lists, as compiled autograd has no hash for a tuple that holds one.
+    const bool shared = at::SavedTensorDefaultHooks::get_hooks().has_value();  // which may hand the result to others
+    std::vector<std::int64_t> integers{static_cast<std::int64_t>(options.reduction), options.dim, shared};
+    integers.insert(integers.end(), options.ignore_index.begin(), options.ignore_index.end());
+    ctx->saved_data["integers"] = std::move(integers);
+    ctx->saved_data["numbers"] = std::vector<double>{options.label_smoothing, options.z_loss};
   }
 
   explicit SavedCall(AutogradContext* ctx) : tensors_(ctx->get_saved_variables()) {
-    options = {.reduction = static_cast<Reduction>(ctx->saved_data["reduction"].toInt()),
+    const auto integers = ctx->saved_data["integers"].toIntVector();
+    const auto numbers = ctx->saved_data["numbers"].toDoubleVector();
+    shared = integers[2] != 0;
+    options = {.reduction = static_cast<Reduction>(integers[0]),
                .weight = optional(4),
                .sample_weight = optional(5),
                .class_mask = optional(6),
                .normalizer = optional(7),
-               .ignore_index = ctx->saved_data["ignore_index"].toIntVector(),
-               .label_smoothing = ctx->saved_data["label_smoothing"].toDouble(),
-               .z_loss = ctx->saved_data["z_loss"].toDouble(),
-               .dim = ctx->saved_data["dim"].toInt()};
+               .ignore_index = {integers.begin() + 3, integers.end()},
+               .label_smoothing = numbers[0],
+               .z_loss = numbers[1],
+               .dim = integers[1]};
   }
 
   Tensor& result() { return tensors_[0]; }  // the gradient or the softmax
@@ -48,6 +52,7 @@ class SavedCall {
   const Tensor& target() const { return tensors_[2]; }
   OptionalTensor mask() const { return optional(3); }
   CrossEntropyOptions options;
+  bool shared;  // whether others may hold the result
 
  private:
   OptionalTensor optional(std::size_t i) const {
@@ -66,8 +71,6 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
     auto [loss, result] = makes_gradient(input, options) ? call<CrossEntropyForwardGrad>(input, target, mask, options)
                                                          : call<CrossEntropyForward>(input, target, mask, options);
     SavedCall::save(ctx, input, target, mask, options, result);
-    // Hooks may hand the same tensor to others.
-    ctx->saved_data["shared"] = at::SavedTensorDefaultHooks::get_hooks().has_value();
     return converted(loss, type);
   }
 
@@ -79,7 +82,7 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
     if (at::GradMode::is_enabled()) {
       gradient = composite_cross_entropy_backward(grad, saved.input(), saved.target(), {}, mask, saved.options);
     } else if (makes_gradient(saved.input(), saved.options)) {
-      gradient = scaled_gradient(saved.result(), grad, ctx->saved_data["shared"].toBool());
+      gradient = scaled_gradient(saved.result(), grad, saved.shared);
     } else {
       gradient = call<CrossEntropyBackward>(grad, saved.input(), saved.target(), saved.result(), mask, saved.options);
     }

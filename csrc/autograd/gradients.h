@@ -1,6 +1,6 @@
 #pragma once
 
-#include <ATen/SavedTensorHooks.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 #include "autograd/paths.h"
@@ -21,6 +21,7 @@ inline Tensor scaled_gradient(Tensor gradient, const Tensor& grad, bool shared) 
   // A graph that is kept may be run again: what it has saved must stay.
   if (shared || torch::autograd::get_current_graph_task_keep_graph()) gradient = gradient.clone();
   static const auto op = find_op<void(Tensor&, const Tensor&)>("masked_loss::_scale_gradient_");
+  const at::AutoDispatchBelowADInplaceOrView below;
   op.call(gradient, grad);
   return gradient;
 }

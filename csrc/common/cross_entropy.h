@@ -30,10 +30,10 @@ struct CrossEntropyRow {
 
 // (1 - e) w_y (lse - x_y) + e / |allowed| sum_c w_c (lse - x_c) + z w_y lse^2; +inf for a target that is not allowed.
 template <class A>
-MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> softmax, A target_logit,
+MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> softmax, A log_sum, A target_logit,
                                     bool target_allowed) {
   if (!target_allowed) return row.coefficient * std::numeric_limits<A>::infinity();
-  const A log_sum = std::log(softmax.sum), lse = softmax.max + log_sum;
+  const A lse = softmax.max + log_sum;
   A loss = (1 - row.label_smoothing) * row.target_weight * (log_sum - (target_logit - softmax.max));
   if (row.label_smoothing != 0) {
     const double exact = double(softmax.max) + double(log_sum);  // as float it would lose the digits that the sums keep
@@ -41,6 +41,12 @@ MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> so
   }
   if (row.z_loss != 0) loss += row.z_loss * row.target_weight * lse * lse;
   return row.coefficient * loss;
+}
+
+template <class A>
+MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> softmax, A target_logit,
+                                    bool target_allowed) {
+  return cross_entropy_loss(row, softmax, std::log(softmax.sum), target_logit, target_allowed);
 }
 
 // The gradient of a class is probability * p_c - smoothing * w_c, less target where it is the target.

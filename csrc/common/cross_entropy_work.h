@@ -41,4 +41,48 @@ CrossEntropyWork<T, Accumulation<T>> make_cross_entropy_work(const RowView<Accum
   return work;
 }
 
+inline at::DimVector softmax_sizes(const Tensor& target) {
+  at::DimVector sizes(target.sizes().begin(), target.sizes().end());
+  sizes.push_back(2);
+  return sizes;
+}
+
+// Of a tensor of those sizes; null where it is undefined.
+template <class A>
+Softmax<A>* softmax_of(const Tensor& states) {
+  static_assert(sizeof(Softmax<A>) == 2 * sizeof(A));
+  return states.defined() ? reinterpret_cast<Softmax<A>*>(states.data_ptr<A>()) : nullptr;
+}
+
+// A backend's ops from the function that they have in common: (input, target, mask, options, mode, where the softmax
+// goes or null, where the gradient goes or null) -> the loss in the accumulation dtype.
+template <auto forward>
+struct CrossEntropyOps {
+  static Tensor loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                     const CrossEntropyOptions& options) {
+    return forward(input, target, mask, options, CrossEntropyMode::Forward, nullptr, nullptr).to(result_type(input));
+  }
+
+  static std::tuple<Tensor, Tensor> loss_and_softmax(const Tensor& input, const Tensor& target,
+                                                     const OptionalTensor& mask, const CrossEntropyOptions& options) {
+    Tensor softmax;
+    auto loss = forward(input, target, mask, options, CrossEntropyMode::Forward, &softmax, nullptr);
+    return {loss, softmax};
+  }
+
+  static std::tuple<Tensor, Tensor> loss_and_gradient(const Tensor& input, const Tensor& target,
+                                                      const OptionalTensor& mask, const CrossEntropyOptions& options) {
+    Tensor gradient;
+    auto loss = forward(input, target, mask, options, CrossEntropyMode::ForwardGrad, nullptr, &gradient);
+    return {loss, gradient};
+  }
+
+  template <class Library>
+  static void implement(Library& m) {
+    m.impl("cross_entropy", CrossEntropy::kernel<loss>);
+    m.impl("_cross_entropy_forward", CrossEntropyForward::kernel<loss_and_softmax>);
+    m.impl("_cross_entropy_forward_grad", CrossEntropyForwardGrad::kernel<loss_and_gradient>);
+  }
+};
+
 }  // namespace masked_loss

@@ -4,8 +4,11 @@
 
 namespace masked_loss {
 
-// Asks for huge pages for a fresh tensor on the CPU, before it is first written: of a large output, page faults cost
-// several times what its values do. Linux only; MASKED_LOSS_HUGE_PAGES=0 in the environment switches it off.
-at::Tensor with_huge_pages(at::Tensor tensor);
+// Uninitialised memory for an output on the CPU, with the sizes, strides and dtype that at::empty_like gives it.
+//
+// Of a large output, fresh pages cost several times what its values do. So it lies on huge pages, and what is freed is
+// kept for the next one, lent to the kernel (MADV_FREE), which takes it back when memory is short. Linux only;
+// MASKED_LOSS_HUGE_PAGES=0 in the environment leaves all of it to torch's allocator.
+at::Tensor empty_output(const at::Tensor& like, std::optional<at::MemoryFormat> format = std::nullopt);
 
 }  // namespace masked_loss

@@ -7,7 +7,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/full_like.h>
-#include <ATen/ops/huber_loss.h>
 #include <ATen/ops/l1_loss.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/logaddexp.h>
@@ -55,12 +54,20 @@ Tensor compose(formula::Huber, const Tensor& x, const Tensor& t, const Tensor&, 
   return at::where(z.lt(delta), 0.5 * d.square(), delta * (z - 0.5 * delta));
 }
 
+// Of plain ops, which torch batches whatever the depth of vmap.
+Tensor cross_entropy_of_logits(const Tensor& x, const Tensor& t, const Tensor& pos_weight) {
+  const auto log_term = at::logaddexp(at::zeros_like(x), -x);
+  return (1 - t) * x + (pos_weight.defined() ? (1 + (pos_weight - 1) * t) * log_term : log_term);
+}
+
 Tensor compose(formula::BinaryCrossEntropyWithLogits, const Tensor& x, const Tensor& t, const Tensor& pos_weight,
                const Numbers&) {
   return cross_entropy_of_logits(x, t, pos_weight);
 }
 
 Tensor compose(formula::BinaryCrossEntropy, const Tensor& x, const Tensor& t, const Tensor&, const Numbers&) {
+  // Computed in the accumulation dtype, which is what autocast's refusal is about.
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   return at::binary_cross_entropy(x, t, std::nullopt, none);
 }
 

@@ -1,8 +1,9 @@
 #include <ATen/Dispatch.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
+
+#include <vector>
 
 #include "common/cross_entropy_work.h"
 #include "common/huge_pages.h"
@@ -14,6 +15,8 @@ namespace masked_loss::cpu {
 namespace {
 
 constexpr std::int64_t kElementsPerTask = 1 << 16;
+constexpr std::int64_t kFewRows = 32;   // which threads share where each is long
+constexpr std::int64_t kPart = 8;       // blocks of one
 constexpr std::int64_t kChunk = 16384;  // losses that are summed together; fixed, as the sum must not depend on threads
 
 template <class Body>
@@ -27,18 +30,54 @@ const CrossEntropyKernels& kernels() {
 }
 
 template <class T, class A>
-void run(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
+void run_rows(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
   const auto& kernel = kernels().of<T>();
-  const auto rows = work.rows.count;
-  const auto rows_per_task = std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, work.classes));
-  // Whole tiles of rows, so that their bounds do not depend on the size of a task.
-  const auto chunk = rows_per_task > 64 ? rows_per_task / 64 * 64 : rows_per_task;
+  const auto rows = work.rows.count, at_once = kernel.rows_at_once(work);
+  const auto elements_at_once = std::max<std::int64_t>(1, at_once * work.classes);
+  const auto chunk = at_once * std::max<std::int64_t>(1, kElementsPerTask / elements_at_once);
   run_tasks(divide_up(rows, chunk), [&] {
     c10::SmallBuffer<A, 1024> scratch(kernel.scratch_size(work, mode));
     return [&work, mode, chunk, rows, &kernel, scratch = std::move(scratch)](std::int64_t task) mutable {
       kernel.run(work, mode, task * chunk, std::min(rows, (task + 1) * chunk), scratch.data());
     };
   });
+}
+
+// Few long rows: threads share each of them.
+template <class T, class A>
+void run_blocks(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
+  const auto& kernel = kernels().of<T>();
+  const auto rows = work.rows.count, blocks = divide_up(work.classes, kBlock), parts = divide_up(blocks, kPart);
+  std::vector<CrossEntropyBlock<A>> visited(rows * blocks);
+  std::vector<CrossEntropyEnd<A>> ends(rows);
+  const auto for_parts = [&](const auto& visit) {
+    run_tasks(rows * parts, [&] {
+      return [&](std::int64_t task) {
+        const auto row = task / parts, part = task % parts;
+        visit(row, part * kPart, std::min(blocks, (part + 1) * kPart));
+      };
+    });
+  };
+  if (mode != CrossEntropyMode::Backward) {
+    for_parts([&](auto row, auto begin, auto end) {
+      kernel.visit(work, mode, row, begin, end, visited.data() + row * blocks);
+    });
+  }
+  for (std::int64_t row = 0; row < rows; ++row) {
+    ends[row] = kernel.conclude(work, mode, row, visited.data() + row * blocks);
+  }
+  if (mode == CrossEntropyMode::Forward) return;
+  for_parts([&](auto row, auto begin, auto end) {
+    kernel.finish(work, mode, row, begin, end, visited.data() + row * blocks, ends[row]);
+  });
+}
+
+// The sizes alone decide, so that the number of threads changes no bit.
+template <class T, class A>
+void run(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
+  const bool few = work.rows.count <= kFewRows && work.classes >= 2 * kPart * kBlock;
+  if (few && kernels().of<T>().in_blocks(work)) return run_blocks(work, mode);
+  run_rows(work, mode);
 }
 
 template <class A>
@@ -57,18 +96,6 @@ A sum(const A* x, std::int64_t n) {
   return static_cast<A>(total);
 }
 
-at::DimVector softmax_sizes(const Tensor& target) {
-  at::DimVector sizes(target.sizes().begin(), target.sizes().end());
-  sizes.push_back(2);
-  return sizes;
-}
-
-template <class A>
-Softmax<A>* softmax_of(const Tensor& states) {
-  static_assert(sizeof(Softmax<A>) == 2 * sizeof(A));
-  return reinterpret_cast<Softmax<A>*>(states.data_ptr<A>());
-}
-
 // -> loss [N, ...] or 0-d, in the accumulation dtype
 Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                const CrossEntropyOptions& options, CrossEntropyMode mode, Tensor* softmax, Tensor* gradient) {
@@ -81,36 +108,17 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
     using A = Accumulation<decltype(t)>;
     const RowView<A> view(arguments);
     const auto plan = make_row_plan(view, options.reduction, options.normalizer);
-    if (gradient != nullptr) *gradient = with_huge_pages(at::empty_like(input));
+    if (gradient != nullptr) *gradient = empty_output(input);
     auto work = make_cross_entropy_work<decltype(t)>(view, input, options, gradient);
     c10::SmallBuffer<A, 64> losses(reduced ? work.rows.count : 0);
     work.index = plan.index.data();
     work.coefficient = plan.coefficient.data();
     work.loss = reduced ? losses.data() : loss.mutable_data_ptr<A>();
-    work.softmax = softmax == nullptr ? nullptr : softmax_of<A>(*softmax);
+    work.softmax = softmax_of<A>(softmax == nullptr ? Tensor() : *softmax);
     run(work, mode);
     if (reduced) *loss.mutable_data_ptr<A>() = sum(losses.data(), work.rows.count);
   });
   return loss;
-}
-
-std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                                                 const CrossEntropyOptions& options) {
-  Tensor softmax;
-  auto loss = forward(input, target, mask, options, CrossEntropyMode::Forward, &softmax, nullptr);
-  return {loss, softmax};
-}
-
-std::tuple<Tensor, Tensor> cross_entropy_forward_grad(const Tensor& input, const Tensor& target,
-                                                      const OptionalTensor& mask, const CrossEntropyOptions& options) {
-  Tensor gradient;
-  auto loss = forward(input, target, mask, options, CrossEntropyMode::ForwardGrad, nullptr, &gradient);
-  return {loss, gradient};
-}
-
-Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                     const CrossEntropyOptions& options) {
-  return forward(input, target, mask, options, CrossEntropyMode::Forward, nullptr, nullptr).to(result_type(input));
 }
 
 Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const Tensor& softmax,
@@ -118,7 +126,7 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
   const auto arguments = check_cross_entropy_backward(grad, input, target, softmax, mask, options);
   const auto accumulation = accumulation_type(input.scalar_type());
   const auto upstream = grad.to(accumulation).expand(target.sizes()), states = softmax.to(accumulation).contiguous();
-  auto gradient = with_huge_pages(at::empty_like(input));
+  auto gradient = empty_output(input);
   dispatch(input.scalar_type(), [&](auto t) {
     using A = Accumulation<decltype(t)>;
     const RowView<A> view(arguments);
@@ -139,7 +147,7 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
 
 void scale_gradient_(Tensor& gradient, const Tensor& grad) {
   check_scale_gradient_(gradient, grad);
-  const double by = grad.item<double>();
+  const double by = grad.scalar_type() == at::kFloat ? *grad.const_data_ptr<float>() : grad.item<double>();
   if (by == 1) return;
   Tensor dense = gradient.is_non_overlapping_and_dense() ? gradient : gradient.contiguous();
   dispatch(gradient.scalar_type(), [&](auto t) {
@@ -148,7 +156,7 @@ void scale_gradient_(Tensor& gradient, const Tensor& grad) {
     T* data = dense.template mutable_data_ptr<T>();
     const auto& kernel = kernels().template of<T>();
     at::parallel_for(0, dense.numel(), kElementsPerTask, [&](std::int64_t begin, std::int64_t end) {
-      kernel.scale(data + begin, end - begin, static_cast<A>(by));
+      kernel.scale(data + begin, data + begin, end - begin, static_cast<A>(by));
     });
   });
   if (!dense.is_same(gradient)) gradient.copy_(dense);
@@ -175,9 +183,7 @@ Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const Option
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, CPU, m) {
-  m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
-  m.impl("_cross_entropy_forward", CrossEntropyForward::kernel<cross_entropy_forward>);
-  m.impl("_cross_entropy_forward_grad", CrossEntropyForwardGrad::kernel<cross_entropy_forward_grad>);
+  CrossEntropyOps<forward>::implement(m);
   m.impl("_cross_entropy_backward", CrossEntropyBackward::kernel<cross_entropy_backward>);
   m.impl("_scale_gradient_", scale_gradient_);
   m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);

@@ -2,81 +2,92 @@
 // one copy for all of them.
 #include "cpu/cross_entropy_kernel.h"
 
-#include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
-
-#include <algorithm>
-#include <utility>
+#include "cpu/vectors.h"
 
 namespace masked_loss::cpu::CPU_CAPABILITY {
 namespace {
 
-using at::vec::Vectorized;
-
-constexpr std::int64_t kBlock = 2048;       // classes that are visited together: their numbers stay in the L1 cache
 constexpr std::int64_t kSmallClasses = 64;  // up to here, rows are computed beside one another in vectors
-constexpr std::int64_t kLanes = 64;         // rows beside one another; fewer where many classes would fill the L2 cache
-constexpr std::int64_t kFewLanes = 16;
-constexpr std::int64_t kManyClasses = 1024;
+constexpr std::int64_t kLanes = 512;  // rows beside one another: of neighbours in memory, as many as make long reads
+constexpr std::int64_t kTransposedLanes = 128;
+constexpr std::int64_t kPastCache = 1 << 23;  // bytes; a larger gradient is stored past the cache
+constexpr std::int64_t kLongRow = 1 << 18;    // classes; exponentials of a longer row would not stay in the L2 cache
 
-Vectorized<float> fast_exp(Vectorized<float> x) { return x.exp_u20(); }
-Vectorized<double> fast_exp(Vectorized<double> x) { return x.exp(); }
+template <class T, class A>
+bool past_cache(const CrossEntropyWork<T, A>& work) {
+  return work.rows.count * work.classes * static_cast<std::int64_t>(sizeof(T)) >= kPastCache;
+}
 
-template <class A>
-A sum_lanes(Vectorized<A> v) {
-  A lanes[Vectorized<A>::size()];
-  v.store(lanes);
-  for (int step = Vectorized<A>::size() / 2; step > 0; step /= 2) {
-    for (int i = 0; i < step; ++i) lanes[i] += lanes[i + step];
+template <class P>
+P* at_or_null(P* data, std::int64_t i) {
+  return data == nullptr ? nullptr : data + i;
+}
+
+// Vectors of the logits x, or of a part of one at the end: take(vector, position, lanes). Half types give two at once.
+template <class A, class T, class Take>
+void for_vectors(const T* x, std::int64_t n, const Take& take) {
+  using V = Vectorized<A>;
+  constexpr std::int64_t size = V::size();
+  std::int64_t i = 0;
+  if constexpr (std::is_same_v<T, A>) {
+    for (; i + 2 * size <= n; i += 2 * size) {
+      take(V::loadu(x + i), i, size);
+      take(V::loadu(x + i + size), i + size, size);
+    }
+    for (; i < n; i += size) {
+      const auto lanes = std::min(size, n - i);
+      take(V::loadu(x + i, lanes), i, lanes);
+    }
+  } else {
+    for (; i < n; i += 2 * size) {
+      const auto lanes = std::min(2 * size, n - i);
+      const auto loaded = lanes == 2 * size ? Vectorized<T>::loadu(x + i) : Vectorized<T>::loadu(x + i, lanes);
+      const auto [low, high] = at::vec::convert_to_float<T>(loaded);
+      take(low, i, std::min(size, lanes));
+      if (lanes > size) take(high, i + size, lanes - size);
+    }
   }
-  return lanes[0];
 }
 
-template <class A>
-A max_lanes(Vectorized<A> v) {
-  A lanes[Vectorized<A>::size()];
-  v.store(lanes);
-  A max = lanes[0];
-  for (const A lane : lanes) max = max_or_nan(max, lane);
-  return max;
+// A block of logits as A, masked classes as -inf: where it lies, or in `stage`.
+template <class T, class A>
+const A* load_block(const T* x, const bool* allowed, std::int64_t n, A* stage) {
+  using V = Vectorized<A>;
+  if constexpr (std::is_same_v<T, A>) {
+    if (allowed == nullptr) return x;
+  }
+  const V minus_infinity(-std::numeric_limits<A>::infinity());
+  for_vectors<A>(x, n, [&](V v, std::int64_t i, std::int64_t lanes) {
+    if (allowed != nullptr) v = select(allowed + i, v, minus_infinity, lanes);
+    v.store(stage + i, lanes);
+  });
+  return stage;
 }
 
+// NaN may be lost: the exponentials have it.
 template <class A>
 A max_of(const A* x, std::int64_t n) {
   using V = Vectorized<A>;
-  constexpr auto lowest = std::numeric_limits<A>::lowest();
-  V max0(lowest), max1(lowest);
+  const V lowest(std::numeric_limits<A>::lowest());
+  V max0 = lowest, max1 = lowest, max2 = lowest, max3 = lowest;
   std::int64_t i = 0;
-  for (; i + 2 * V::size() <= n; i += 2 * V::size()) {
-    max0 = at::vec::maximum(max0, V::loadu(x + i));
-    max1 = at::vec::maximum(max1, V::loadu(x + i + V::size()));
+  for (; i + 4 * V::size() <= n; i += 4 * V::size()) {
+    max0 = larger(V::loadu(x + i), max0);
+    max1 = larger(V::loadu(x + i + V::size()), max1);
+    max2 = larger(V::loadu(x + i + 2 * V::size()), max2);
+    max3 = larger(V::loadu(x + i + 3 * V::size()), max3);
   }
-  A max = max_lanes(at::vec::maximum(max0, max1));
-  for (; i < n; ++i) max = max_or_nan(max, x[i]);
-  return max;
-}
-
-// Half types as float in `stage`; take(low, high) sees whole vectors. Returns how many elements it has seen.
-template <class T, class Take>
-std::int64_t load_converted(const T* x, std::int64_t n, float* stage, const Take& take) {
-  using V = Vectorized<T>;
-  std::int64_t done = 0;
-  for (; done + V::size() <= n; done += V::size()) {
-    const auto [low, high] = at::vec::convert_to_float<T>(V::loadu(x + done));
-    low.store(stage + done);
-    high.store(stage + done + Vectorized<float>::size());
-    take(low, high);
-  }
-  for (auto i = done; i < n; ++i) stage[i] = static_cast<float>(x[i]);
-  return done;
+  for (; i + V::size() <= n; i += V::size()) max0 = larger(V::loadu(x + i), max0);
+  if (i < n) max1 = larger(V::set(lowest, V::loadu(x + i, n - i), n - i), max1);
+  return max_lanes(larger(larger(max0, max1), larger(max2, max3)));
 }
 
 // Σ exp(x - max); with Store, each of them goes to `out`. `ahead` is what is read next, of `step` bytes for each vector
 // here: it is fetched while the exponentials keep the core busy.
 template <bool Store, class A>
 A exp_sum(const A* x, A* out, std::int64_t n, A max, const void* ahead = nullptr, int step = 0) {
-  const char* next = static_cast<const char*>(ahead);
   using V = Vectorized<A>;
+  const char* next = static_cast<const char*>(ahead);
   const V shift(max);
   V sum0(0), sum1(0);
   std::int64_t i = 0;
@@ -85,7 +96,7 @@ A exp_sum(const A* x, A* out, std::int64_t n, A max, const void* ahead = nullptr
       for (int fetched = 0; fetched < 2 * step; fetched += 64) __builtin_prefetch(next + fetched);
       next += 2 * step;
     }
-    const V e0 = fast_exp(V::loadu(x + i) - shift), e1 = fast_exp(V::loadu(x + i + V::size()) - shift);
+    const V e0 = exp_of_negative(V::loadu(x + i) - shift), e1 = exp_of_negative(V::loadu(x + i + V::size()) - shift);
     if constexpr (Store) {
       e0.store(out + i);
       e1.store(out + i + V::size());
@@ -94,122 +105,101 @@ A exp_sum(const A* x, A* out, std::int64_t n, A max, const void* ahead = nullptr
     sum1 = sum1 + e1;
   }
   for (; i < n; i += V::size()) {
-    const auto count = std::min<std::int64_t>(V::size(), n - i);
-    const V e = fast_exp(V::loadu(x + i, count) - shift);
-    if constexpr (Store) e.store(out + i, count);
-    sum0 = V::set(sum0, sum0 + e, count);
+    const auto lanes = std::min<std::int64_t>(V::size(), n - i);
+    const V e = exp_of_negative(V::loadu(x + i, lanes) - shift);
+    if constexpr (Store) e.store(out + i, lanes);
+    sum0 = V::set(sum0, sum0 + e, lanes);
   }
   return sum_lanes(sum0 + sum1);
 }
 
-// A block of logits as A, masked classes as -inf: where it lies, or in `stage`.
-template <class T, class A>
-const A* load_block(const T* x, const bool* allowed, std::int64_t n, A* stage) {
-  constexpr auto minus_infinity = -std::numeric_limits<A>::infinity();
-  if constexpr (std::is_same_v<T, A>) {
-    if (allowed == nullptr) return x;
-    for (std::int64_t i = 0; i < n; ++i) stage[i] = allowed[i] ? x[i] : minus_infinity;
-  } else {
-    load_converted(x, n, stage, [](auto, auto) {});
-    if (allowed != nullptr) {
-      for (std::int64_t i = 0; i < n; ++i) stage[i] = allowed[i] ? stage[i] : minus_infinity;
+// Takes value(position, lanes) for each vector of a row of T, computed in A, and stores it.
+template <bool past_cache, class A, class T, class Value>
+void store_vectors(T* out, std::int64_t n, const Value& value) {
+  using V = Vectorized<A>;
+  constexpr std::int64_t size = V::size();
+  const auto store_part = [&](std::int64_t i, std::int64_t lanes) {
+    if constexpr (std::is_same_v<T, A>) {
+      value(i, lanes).store(out + i, lanes);
+    } else {
+      const V low = value(i, std::min(size, lanes)), high = lanes > size ? value(i + size, lanes - size) : V(0);
+      at::vec::convert_from_float<T>(low, high).store(out + i, lanes);
+    }
+  };
+  constexpr std::int64_t step = Vectorized<T>::size();
+  std::int64_t i = 0;
+  if constexpr (past_cache) {
+    const auto head = before_line(out, n);
+    for (; i < head; i += step) store_part(i, std::min(step, head - i));
+    i = head;
+  }
+  for (; i + step <= n; i += step) {
+    if constexpr (std::is_same_v<T, A>) {
+      store<past_cache>(value(i, size), out + i);
+    } else {
+      store<past_cache>(at::vec::convert_from_float<T>(value(i, size), value(i + size, size)), out + i);
     }
   }
-  return stage;
-}
-
-// The same, and its maximum; half types are converted and compared in one pass.
-template <class T, class A>
-std::pair<const A*, A> load_block_max(const T* x, const bool* allowed, std::int64_t n, A* stage) {
-  if constexpr (!std::is_same_v<T, A>) {
-    if (allowed == nullptr) {
-      using V = Vectorized<A>;
-      constexpr auto lowest = std::numeric_limits<A>::lowest();
-      V max0(lowest), max1(lowest);
-      const auto done = load_converted(x, n, stage, [&](V low, V high) {
-        max0 = at::vec::maximum(max0, low);
-        max1 = at::vec::maximum(max1, high);
-      });
-      return {stage, max_or_nan(max_lanes(at::vec::maximum(max0, max1)), max_of(stage + done, n - done))};
-    }
-  }
-  const A* block = load_block(x, allowed, n, stage);
-  return {block, max_of(block, n)};
-}
-
-template <class T, class A>
-void store_block(T* out, const A* x, std::int64_t n) {
-  if constexpr (!std::is_same_v<T, A>) {
-    using V = Vectorized<A>;
-    std::int64_t i = 0;
-    for (; i + 2 * V::size() <= n; i += 2 * V::size()) {
-      at::vec::convert_from_float<T>(V::loadu(x + i), V::loadu(x + i + V::size())).store(out + i);
-    }
-    for (; i < n; ++i) out[i] = static_cast<T>(x[i]);
-  } else if (out != x) {
-    std::copy(x, x + n, out);
-  }
+  if (i < n) store_part(i, n - i);
 }
 
 // What label smoothing sums over a block, shifted by its maximum so that large logits lose no digits.
 template <class A>
-void add_smoothing(Smoothing& smoothing, const A* x, const A* weight, const bool* allowed, std::int64_t n, A max) {
-  A logits = 0, weights = 0;
-  std::int64_t classes = 0;
-  // Sixteen partial sums, which the compiler keeps in vectors.
-  A lane_logits[16] = {}, lane_weights[16] = {};
-  for (std::int64_t begin = 0; begin < n; begin += 16) {
-    const auto count = std::min<std::int64_t>(16, n - begin);
-    for (std::int64_t i = 0; i < count; ++i) {
-      const A w = weight == nullptr ? A(1) : weight[begin + i], term = w * (x[begin + i] - max);
-      const bool counts = allowed == nullptr || allowed[begin + i];
-      lane_logits[i] += counts ? term : A(0);
-      lane_weights[i] += counts ? w : A(0);
+Smoothing smoothing_of(const A* x, const A* weight, const bool* allowed, std::int64_t n, A max) {
+  using V = Vectorized<A>;
+  const V shift(max), zero(0), one(1);
+  V logits(0), weights(0);
+  for_vectors<A>(x, n, [&](V v, std::int64_t i, std::int64_t lanes) {
+    V w = weight == nullptr ? one : V::loadu(weight + i, lanes);
+    if (lanes != V::size()) w = V::set(zero, w, lanes);
+    V term = (v - shift) * w;
+    if (allowed != nullptr) {
+      term = select(allowed + i, term, zero, lanes);
+      w = select(allowed + i, w, zero, lanes);
+    } else if (lanes != V::size()) {
+      term = V::set(zero, term, lanes);
     }
-  }
-  for (int i = 0; i < 16; ++i) logits += lane_logits[i], weights += lane_weights[i];
-  if (allowed == nullptr) {
-    classes = n;
-  } else {
-    for (std::int64_t i = 0; i < n; ++i) classes += allowed[i];
-  }
-  if (classes == 0) return;
-  smoothing.logits += double(logits) + double(max) * double(weights);
-  smoothing.weight += double(weights);
-  smoothing.classes += classes;
+    logits = logits + term;
+    weights = weights + w;
+  });
+  Smoothing smoothing;
+  smoothing.classes = n;
+  for (std::int64_t i = 0; allowed != nullptr && i < n; ++i) smoothing.classes -= !allowed[i];
+  if (smoothing.classes == 0) return {};
+  smoothing.weight = double(sum_lanes(weights));
+  smoothing.logits = double(sum_lanes(logits)) + double(max) * smoothing.weight;
+  return smoothing;
+}
+
+void add(Smoothing& sum, const Smoothing& part) {
+  sum.logits += part.logits;
+  sum.weight += part.weight;
+  sum.classes += part.classes;
 }
 
 // The gradient, exponential * scale - smoothing * w_c; exactly +0 at masked classes. `out` may be `exponentials`.
-template <class T, class A>
+template <bool past_cache, class T, class A>
 void finish_block(T* out, const A* exponentials, std::int64_t n, A scale, A smoothing, const A* weight,
                   const bool* allowed) {
   using V = Vectorized<A>;
+  const V scales(scale), smoothings(smoothing), zero(0);
   const auto for_all = [&](const auto& gradient) {
-    std::int64_t i = 0;
-    for (; i + 2 * V::size() <= n; i += 2 * V::size()) {
-      const V low = gradient(V::loadu(exponentials + i), i);
-      const V high = gradient(V::loadu(exponentials + i + V::size()), i + V::size());
-      if constexpr (std::is_same_v<T, A>) {
-        low.store(out + i);
-        high.store(out + i + V::size());
-      } else {
-        at::vec::convert_from_float<T>(low, high).store(out + i);
-      }
-    }
-    for (; i < n; ++i) {
-      out[i] = static_cast<T>(exponentials[i] * scale - smoothing * (weight == nullptr ? A(1) : weight[i]));
-    }
+    store_vectors<past_cache, A>(out, n, [&](std::int64_t i, std::int64_t lanes) {
+      const V e = lanes == V::size() ? V::loadu(exponentials + i) : V::loadu(exponentials + i, lanes);
+      return gradient(e * scales, i, lanes);
+    });
   };
-  const V scales(scale), smoothings(smoothing);
-  if (smoothing == 0) {
-    for_all([&](V e, std::int64_t) { return e * scales; });
-  } else if (weight == nullptr) {
-    for_all([&](V e, std::int64_t) { return e * scales - smoothings; });
-  } else {
-    for_all([&](V e, std::int64_t i) { return e * scales - smoothings * V::loadu(weight + i); });
-  }
+  const auto smoothed = [&](V v, std::int64_t i, std::int64_t lanes) {
+    return v - (weight == nullptr ? smoothings : smoothings * V::loadu(weight + i, lanes));
+  };
   if (allowed != nullptr) {
-    for (std::int64_t i = 0; i < n; ++i) out[i] = allowed[i] ? out[i] : T(0);
+    for_all([&](V v, std::int64_t i, std::int64_t lanes) {
+      return select(allowed + i, smoothing == 0 ? v : smoothed(v, i, lanes), zero, lanes);
+    });
+  } else if (smoothing != 0) {
+    for_all(smoothed);
+  } else {
+    for_all([](V v, std::int64_t, std::int64_t) { return v; });
   }
 }
 
@@ -222,135 +212,158 @@ A target_gradient(const CrossEntropyGradient<A>& gradient, A probability, A targ
 template <class T, class A, CrossEntropyMode mode>
 class RowKernel {
  public:
-  RowKernel(const CrossEntropyWork<T, A>& work, A* scratch)
-      : work_(work), maxima_(scratch), stage_(scratch + blocks(work.classes)) {}
-
-  static std::int64_t blocks(std::int64_t classes) { return (classes + kBlock - 1) / kBlock; }
-
-  static std::int64_t scratch_size(const CrossEntropyWork<T, A>& work) {
-    return blocks(work.classes) + (keeps_row() ? work.classes : std::min(kBlock, work.classes));
+  // Exponentials of a block may be kept between its visit and its finish: where the gradient goes, or, if that is to be
+  // written only once, in `row`, which is null where several threads share a row.
+  RowKernel(const CrossEntropyWork<T, A>& work, std::int64_t r, A* row)
+      : work_(work), r_(r), target_(work.index[r]), past_cache_(past_cache(work)) {
+    const auto [logits, gradient, class_mask] = work.rows.offsets(r);
+    logits_ = work.logits + logits;
+    if constexpr (mode != CrossEntropyMode::Forward) gradient_ = work.gradient + gradient;
+    allowed_ = at_or_null(work.class_mask, class_mask);
+    if constexpr (mode == CrossEntropyMode::ForwardGrad) {
+      kept_ = row;
+      if constexpr (std::is_same_v<T, A>) {
+        if (row == nullptr) kept_ = gradient_;
+      }
+    }
   }
 
-  void operator()(std::int64_t r) const {
-    const auto [logits_offset, gradient_offset, class_mask_offset] = work_.rows.offsets(r);
-    const T* x = work_.logits + logits_offset;
-    T* gradient = mode == CrossEntropyMode::Forward ? nullptr : work_.gradient + gradient_offset;
-    const bool* allowed = work_.class_mask == nullptr ? nullptr : work_.class_mask + class_mask_offset;
-    const auto target = work_.index[r];
-    if (target < 0) {
-      if constexpr (mode != CrossEntropyMode::Forward) std::fill(gradient, gradient + work_.classes, T(0));
-      if constexpr (mode != CrossEntropyMode::Backward) work_.loss[r] = 0;
-      if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r] = {0, 1};
-      return;
-    }
-    const A target_weight = work_.weight == nullptr ? A(1) : work_.weight[target];
-    const bool target_allowed = allowed == nullptr || allowed[target];
-    const A target_logit = static_cast<A>(x[target]);
-    CrossEntropyRow<A> row{work_.coefficient[r], target_weight, work_.label_smoothing, work_.z_loss, {}};
-    const auto give_target = [&](T* gradient, Softmax<A> softmax, const CrossEntropyGradient<A>& terms) {
-      const A probability = std::exp(target_logit - softmax.max) / softmax.sum;
-      if (target_allowed) gradient[target] = T(target_gradient(terms, probability, target_weight));
-    };
-    if constexpr (mode == CrossEntropyMode::Backward) {
-      const auto softmax = work_.softmax[r];
-      if (work_.label_smoothing != 0) sum_weights(allowed, row.smoothing);
-      const auto terms = cross_entropy_gradient(row, log_sum_exp(softmax));
-      recompute(x, gradient, allowed, softmax, terms);
-      give_target(gradient, softmax, terms);
-    } else {
-      // Half types are computed in a row of their own; others where the gradient goes.
-      A* exponentials = nullptr;
-      if constexpr (mode == CrossEntropyMode::ForwardGrad) {
-        if constexpr (std::is_same_v<T, A>) {
-          exponentials = gradient;
-        } else {
-          exponentials = stage_;
-        }
+  static bool keeps_row(const CrossEntropyWork<T, A>& work) {
+    return mode == CrossEntropyMode::ForwardGrad &&
+           (!std::is_same_v<T, A> || (past_cache(work) && work.classes <= kLongRow));
+  }
+
+  void visit(std::int64_t begin, std::int64_t end, CrossEntropyBlock<A>* blocks) const {
+    if (target_ < 0) return;
+    A stage[kBlock];
+    for (auto b = begin; b < end; ++b) {
+      const auto i = b * kBlock, n = std::min(kBlock, work_.classes - i);
+      const bool* allowed = at_or_null(allowed_, i);
+      A* kept = at_or_null(kept_, i);
+      const A* block = load_block(logits_ + i, allowed, n, kept == nullptr ? stage : kept);
+      const A max = max_of(block, n);
+      if (work_.label_smoothing != 0) {
+        blocks[b].smoothing = smoothing_of(block, at_or_null(work_.weight, i), allowed, n, max);
       }
-      const auto softmax = visit(x, allowed, exponentials, row.smoothing);
-      work_.loss[r] = cross_entropy_loss(row, softmax, target_logit, target_allowed);
-      if constexpr (mode == CrossEntropyMode::Forward) {
-        if (work_.softmax != nullptr) work_.softmax[r] = softmax;
+      constexpr int step = Vectorized<A>::size() * sizeof(T);
+      const T* ahead = logits_ + i + n;
+      const A sum = kept == nullptr ? exp_sum<false>(block, kept, n, max, ahead, step)
+                                    : exp_sum<true>(block, kept, n, max, ahead, step);
+      blocks[b].softmax = {max, sum};
+    }
+  }
+
+  CrossEntropyEnd<A> conclude(const CrossEntropyBlock<A>* blocks) const {
+    if (target_ < 0) {
+      if constexpr (mode != CrossEntropyMode::Backward) work_.loss[r_] = 0;
+      if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r_] = {0, 1};
+      return {};
+    }
+    CrossEntropyRow<A> row{work_.coefficient[r_], target_weight(), work_.label_smoothing, work_.z_loss, {}};
+    Softmax<A> softmax;
+    if constexpr (mode == CrossEntropyMode::Backward) {
+      softmax = work_.softmax[r_];
+      if (work_.label_smoothing != 0) row.smoothing = sum_weights();
+    } else {
+      for (std::int64_t b = 0; b * kBlock < work_.classes; ++b) {
+        softmax = merge(softmax, blocks[b].softmax);
+        if (work_.label_smoothing != 0) add(row.smoothing, blocks[b].smoothing);
+      }
+      work_.loss[r_] = cross_entropy_loss(row, softmax, target_logit(), target_allowed());
+      if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r_] = softmax;
+    }
+    if constexpr (mode == CrossEntropyMode::Forward) return {};
+    return {softmax, cross_entropy_gradient(row, log_sum_exp(softmax))};
+  }
+
+  void finish(std::int64_t begin, std::int64_t end, const CrossEntropyBlock<A>* blocks,
+              const CrossEntropyEnd<A>& row_end) const {
+    if constexpr (mode != CrossEntropyMode::Forward) {
+      if (past_cache_) {
+        finish_as<true>(begin, end, blocks, row_end);
       } else {
-        const auto terms = cross_entropy_gradient(row, log_sum_exp(softmax));
-        finish(exponentials, gradient, allowed, softmax, terms);
-        give_target(gradient, softmax, terms);
+        finish_as<false>(begin, end, blocks, row_end);
       }
     }
   }
 
  private:
-  static constexpr bool keeps_row() { return mode == CrossEntropyMode::ForwardGrad && !std::is_same_v<T, A>; }
-
-  // One read of the row and one exponential an element. Where they are kept, each is relative to its block's maximum.
-  Softmax<A> visit(const T* x, const bool* allowed, A* exponentials, Smoothing& smoothing) const {
-    Softmax<A> softmax;
-    for (std::int64_t b = 0, i = 0; i < work_.classes; ++b, i += kBlock) {
-      const auto n = std::min(kBlock, work_.classes - i);
-      const bool* block_allowed = allowed == nullptr ? nullptr : allowed + i;
-      A* kept = exponentials == nullptr ? nullptr : exponentials + i;
-      const auto [block, max] = load_block_max(x + i, block_allowed, n, kept == nullptr ? stage_ : kept);
-      if (work_.label_smoothing != 0) {
-        add_smoothing(smoothing, block, weights(i), block_allowed, n, max);
+  template <bool past_cache>
+  void finish_as(std::int64_t begin, std::int64_t end, const CrossEntropyBlock<A>* blocks,
+                 const CrossEntropyEnd<A>& row_end) const {
+    const auto first = begin * kBlock, last = std::min(work_.classes, end * kBlock);
+    if (target_ < 0) return fill<past_cache>(gradient_ + first, last - first, T(0));
+    const auto& [softmax, terms] = row_end;
+    A stage[kBlock];
+    for (auto b = begin; b < end; ++b) {
+      const auto i = b * kBlock, n = std::min(kBlock, work_.classes - i);
+      const bool* allowed = at_or_null(allowed_, i);
+      const A* exponentials = at_or_null(kept_, i);
+      A max = softmax.max;
+      if (exponentials == nullptr) {
+        const A* block = load_block(logits_ + i, allowed, n, stage);
+        exp_sum<true>(block, stage, n, max);
+        exponentials = stage;
+      } else {
+        max = blocks[b].softmax.max;
       }
-      constexpr int step = Vectorized<A>::size() * sizeof(T);
-      const T* ahead = x + i + kBlock;
-      const A sum = kept == nullptr ? exp_sum<false>(block, kept, n, max, ahead, step)
-                                    : exp_sum<true>(block, kept, n, max, ahead, step);
-      maxima_[b] = max;
-      softmax = merge(softmax, {max, sum});
+      const A scale = terms.probability * (std::exp(max - softmax.max) / softmax.sum);
+      const bool in_place = static_cast<const void*>(exponentials) == gradient_ + i;
+      const auto& finish = past_cache && !in_place ? finish_block<past_cache, T, A> : finish_block<false, T, A>;
+      finish(gradient_ + i, exponentials, n, scale, terms.smoothing, at_or_null(work_.weight, i), allowed);
     }
-    return softmax;
+    if (target_ < first || target_ >= last || !target_allowed()) return;
+    const A probability = std::exp(target_logit() - softmax.max) / softmax.sum;
+    gradient_[target_] = T(target_gradient(terms, probability, target_weight()));
   }
 
-  void finish(A* exponentials, T* gradient, const bool* allowed, Softmax<A> softmax,
-              const CrossEntropyGradient<A>& terms) const {
-    for (std::int64_t b = 0, i = 0; i < work_.classes; ++b, i += kBlock) {
-      const auto n = std::min(kBlock, work_.classes - i);
-      const A scale = terms.probability * (std::exp(maxima_[b] - softmax.max) / softmax.sum);
-      finish_block(gradient + i, exponentials + i, n, scale, terms.smoothing, weights(i),
-                   allowed == nullptr ? nullptr : allowed + i);
-    }
-  }
-
-  void recompute(const T* x, T* gradient, const bool* allowed, Softmax<A> softmax,
-                 const CrossEntropyGradient<A>& terms) const {
-    const A scale = terms.probability / softmax.sum;
-    for (std::int64_t i = 0; i < work_.classes; i += kBlock) {
-      const auto n = std::min(kBlock, work_.classes - i);
-      const bool* block_allowed = allowed == nullptr ? nullptr : allowed + i;
-      const A* block = load_block(x + i, block_allowed, n, stage_);
-      exp_sum<true>(block, stage_, n, softmax.max);
-      finish_block(gradient + i, stage_, n, scale, terms.smoothing, weights(i), block_allowed);
-    }
-  }
-
-  void sum_weights(const bool* allowed, Smoothing& smoothing) const {
+  Smoothing sum_weights() const {
+    Smoothing smoothing;
     for (std::int64_t c = 0; c < work_.classes; ++c) {
-      if (allowed != nullptr && !allowed[c]) continue;
+      if (allowed_ != nullptr && !allowed_[c]) continue;
       smoothing.weight += work_.weight == nullptr ? 1.0 : double(work_.weight[c]);
       ++smoothing.classes;
     }
+    return smoothing;
   }
 
-  const A* weights(std::int64_t i) const { return work_.weight == nullptr ? nullptr : work_.weight + i; }
+  A target_weight() const { return work_.weight == nullptr ? A(1) : work_.weight[target_]; }
+  A target_logit() const { return static_cast<A>(logits_[target_]); }
+  bool target_allowed() const { return allowed_ == nullptr || allowed_[target_]; }
 
   const CrossEntropyWork<T, A>& work_;
-  A* maxima_;  // of the blocks
-  A* stage_;
+  const std::int64_t r_, target_;
+  const T* logits_;
+  T* gradient_ = nullptr;
+  const bool* allowed_;
+  A* kept_ = nullptr;
+  const bool past_cache_;
 };
 
-// Rows beside one another in vectors: few classes, or classes that are apart in memory. A tile holds the logits, and
-// then the exponentials, of up to kLanes rows as [classes, lanes].
+// Rows beside one another in vectors, as lanes: few classes, or classes that are apart in memory. They are visited in
+// blocks [classes, lanes]; where a gradient is made, the exponentials of few classes are kept.
 template <class T, class A, CrossEntropyMode mode>
 class TileKernel {
  public:
   TileKernel(const CrossEntropyWork<T, A>& work, A* scratch)
-      : work_(work), lanes_(lanes(work.classes)), tile_(scratch) {}
+      : work_(work), lanes_(lanes(work)), keeps_tile_(keeps_tile(work)), past_cache_(past_cache(work)), tile_(scratch) {
+    const auto dims = work.rows.dims;
+    for (int k = 0; k < 3; ++k) stride_[k] = dims == 0 ? 0 : work.rows.strides[k][dims - 1];
+    inner_ = dims == 0 ? 1 : work.rows.sizes[dims - 1];
+    if (keeps_tile_) maxima_ = tile_ + work.classes * lanes_;
+  }
 
-  static std::int64_t lanes(std::int64_t classes) { return classes <= kManyClasses ? kLanes : kFewLanes; }
+  // Fewer where there would not be tiles for many threads.
+  static std::int64_t lanes(const CrossEntropyWork<T, A>& work) {
+    auto lanes = work.logits_stride == 1 ? kTransposedLanes : kLanes;
+    while (lanes > kFewLanes && lanes * kTiles > work.rows.count) lanes /= 2;
+    return lanes;
+  }
 
-  static std::int64_t scratch_size(const CrossEntropyWork<T, A>& work) { return work.classes * lanes(work.classes); }
+  static std::int64_t scratch_size(const CrossEntropyWork<T, A>& work) {
+    const auto classes = keeps_tile(work) ? blocks(work) + work.classes : std::min(kTileBlock, work.classes);
+    return classes * lanes(work);
+  }
 
   void operator()(std::int64_t begin, std::int64_t end) {
     for (auto r = begin; r < end; r += lanes_) run(r, std::min(lanes_, end - r));
@@ -358,171 +371,317 @@ class TileKernel {
 
  private:
   using V = Vectorized<A>;
+  static constexpr std::int64_t kTile = 1 << 17;  // elements that stay in the L2 cache
+  static constexpr std::int64_t kTileBlock = 16;  // classes
+  static constexpr std::int64_t kFewLanes = 32, kTiles = 16;
+
+  // Lanes whose rows are one step apart.
+  struct Part {
+    std::int64_t lane, count;
+    std::array<std::int64_t, 3> offsets;
+  };
+
+  // [classes, lanes]
+  struct Block {
+    const A* data;
+    std::int64_t stride;
+
+    V at(std::int64_t i, std::int64_t w) const { return V::loadu(data + i * stride + w); }
+  };
+
+  static std::int64_t blocks(const CrossEntropyWork<T, A>& work) {
+    return (work.classes + kTileBlock - 1) / kTileBlock;
+  }
+
+  static bool keeps_tile(const CrossEntropyWork<T, A>& work) {
+    return mode == CrossEntropyMode::ForwardGrad && work.classes * lanes(work) <= kTile;
+  }
 
   void run(std::int64_t first, std::int64_t count) {
-    count_ = count;
-    bool any = false;
-    for (std::int64_t w = 0; w < count; ++w) {
-      offsets_[w] = work_.rows.offsets(first + w);
-      kept_[w] = work_.index[first + w] >= 0;
-      any |= kept_[w];
-    }
+    first_ = first, count_ = count;
     width_ = (count + V::size() - 1) / V::size() * V::size();
-    for (auto w = count; w < width_; ++w) kept_[w] = false;
-    if (any) {
-      gather();
-      compute(first);
+    parts_ = 0;
+    for (std::int64_t lane = 0; lane < count; lane += part_[parts_++].count) {
+      const auto together = std::min(count - lane, inner_ - (first + lane) % inner_);
+      part_[parts_] = {lane, together, work_.rows.offsets(first + lane)};
     }
-    if constexpr (mode != CrossEntropyMode::Forward) scatter(any);
-    for (std::int64_t w = 0; w < count; ++w) {
-      if (kept_[w]) continue;
-      if constexpr (mode != CrossEntropyMode::Backward) work_.loss[first + w] = 0;
-      if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[first + w] = {0, 1};
+    one_mask_ = parts_ == 1 && stride_[2] == 0;
+    for (int p = 0; work_.class_mask != nullptr && p < parts_; ++p) {
+      const auto& part = part_[p];
+      for (std::int64_t i = 0; i < part.count; ++i) mask_offset_[part.lane + i] = part.offsets[2] + i * stride_[2];
+    }
+    any_kept_ = false, any_masked_ = width_ != count;
+    for (std::int64_t w = 0; w < width_; ++w) {
+      target_[w] = w < count ? work_.index[first + w] : -1;
+      kept_[w] = target_[w] >= 0;
+      any_kept_ |= kept_[w], any_masked_ |= !kept_[w];
+    }
+    if (any_kept_) {
+      start();
+      if constexpr (mode != CrossEntropyMode::Backward) {
+        for (std::int64_t c = 0; c < work_.classes; c += kTileBlock) visit(c, std::min(kTileBlock, work_.classes - c));
+      }
+      take_targets();
+    }
+    conclude();
+    if constexpr (mode != CrossEntropyMode::Forward) {
+      for (std::int64_t c = 0; c < work_.classes; c += kTileBlock) finish(c, std::min(kTileBlock, work_.classes - c));
     }
   }
 
-  // Whether the rows of operand k lie one after the other.
-  bool adjacent(int k) const {
-    for (std::int64_t w = 1; w < count_; ++w) {
-      if (offsets_[w][k] != offsets_[0][k] + w) return false;
+  void take_targets() {
+    for (int p = 0; p < parts_; ++p) {
+      const auto& part = part_[p];
+      for (std::int64_t i = 0, w = part.lane; i < part.count; ++i, ++w) {
+        if (!kept_[w]) continue;
+        const T* x = work_.logits + part.offsets[0] + i * stride_[0];
+        target_logit_[w] = static_cast<A>(x[target_[w] * work_.logits_stride]);
+        target_weight_[w] = work_.weight == nullptr ? A(1) : work_.weight[target_[w]];
+        target_allowed_[w] = allowed(w, target_[w]);
+      }
     }
-    return true;
+  }
+
+  void start() {
+    for (std::int64_t w = 0; w < width_; ++w) {
+      Softmax<A> softmax;
+      if constexpr (mode == CrossEntropyMode::Backward) {
+        softmax = kept_[w] ? work_.softmax[first_ + w] : Softmax<A>{0, 1};
+      }
+      max_[w] = softmax.max, sum_[w] = softmax.sum;
+      if (!kept_[w]) target_logit_[w] = 0;
+      smoothing_[w] = {};
+    }
+  }
+
+  A* block_at(std::int64_t c) const { return keeps_tile_ ? tile_ + c * lanes_ : tile_; }
+  A* maxima_at(std::int64_t c) const { return maxima_ + c / kTileBlock * lanes_; }
+
+  // Classes [c, c + n) as A: 0 in masked lanes, -inf for masked classes. Where they lie, or in `block`.
+  Block load(std::int64_t c, std::int64_t n, A* block) {
+    if constexpr (std::is_same_v<T, A>) {
+      if (parts_ == 1 && stride_[0] == 1 && !any_masked_ && work_.class_mask == nullptr) {
+        return {work_.logits + part_[0].offsets[0] + c * work_.logits_stride, work_.logits_stride};
+      }
+    }
+    for (int p = 0; p < parts_; ++p) {
+      const auto& part = part_[p];
+      const T* x = work_.logits + part.offsets[0] + c * work_.logits_stride;
+      if (stride_[0] == 1 || part.count == 1) {
+        for (std::int64_t i = 0; i < n; ++i, x += work_.logits_stride) {
+          A* lane = block + i * lanes_ + part.lane;
+          for_vectors<A>(x, part.count, [&](V v, std::int64_t w, std::int64_t lanes) { v.store(lane + w, lanes); });
+        }
+      } else if (work_.logits_stride == 1) {
+        load_transposed(x, part, n, block);
+      } else {
+        for (std::int64_t i = 0; i < n; ++i) {
+          for (std::int64_t w = 0; w < part.count; ++w) {
+            block[i * lanes_ + part.lane + w] = static_cast<A>(x[i * work_.logits_stride + w * stride_[0]]);
+          }
+        }
+      }
+    }
+    if (work_.class_mask != nullptr) set_masked_classes(c, n, block, -std::numeric_limits<A>::infinity());
+    for (std::int64_t i = 0; any_masked_ && i < n * lanes_; i += lanes_) {
+      for (std::int64_t w = 0; w < width_; w += V::size()) {
+        select(kept_ + w, V::loadu(block + i + w), V(0)).store(block + i + w);
+      }
+    }
+    return {block, lanes_};
+  }
+
+  void load_transposed(const T* x, const Part& part, std::int64_t n, A* block) {
+    if constexpr (std::is_same_v<T, A>) {
+      transpose(x, stride_[0], block + part.lane, lanes_, part.count, n);
+    } else {
+      for (std::int64_t w = 0; w < part.count; ++w) {
+        A* row = stage_ + w * kTileBlock;
+        for_vectors<A>(x + w * stride_[0], n,
+                       [&](V v, std::int64_t i, std::int64_t lanes) { v.store(row + i, lanes); });
+      }
+      transpose(stage_, kTileBlock, block + part.lane, lanes_, part.count, n);
+    }
   }
 
   bool allowed(std::int64_t w, std::int64_t c) const {
-    return work_.class_mask == nullptr || work_.class_mask[offsets_[w][2] + c * work_.class_mask_stride];
+    return work_.class_mask == nullptr || work_.class_mask[mask_offset_[w] + c * work_.class_mask_stride];
   }
 
-  void gather() {
-    const bool rows_adjacent = adjacent(0);
-    for (std::int64_t c = 0; c < work_.classes; ++c) {
-      A* lane = tile_ + c * lanes_;
-      const T* x = work_.logits + c * work_.logits_stride;
-      if (rows_adjacent) {
-        const A* block = load_block<T, A>(x + offsets_[0][0], nullptr, count_, lane);
-        if (block != lane) std::copy(block, block + count_, lane);
-      } else {
-        for (std::int64_t w = 0; w < count_; ++w) lane[w] = static_cast<A>(x[offsets_[w][0]]);
+  void set_masked_classes(std::int64_t c, std::int64_t n, A* block, A value) const {
+    for (std::int64_t i = 0; i < n; ++i) {
+      A* lane = block + i * lanes_;
+      if (one_mask_) {
+        if (!allowed(0, c + i)) std::fill(lane, lane + width_, value);
+        continue;
       }
-      for (auto w = count_; w < width_; ++w) lane[w] = 0;
-      if (work_.class_mask != nullptr) {
-        for (std::int64_t w = 0; w < count_; ++w) {
-          if (!allowed(w, c)) lane[w] = -std::numeric_limits<A>::infinity();
-        }
-      }
+      for (std::int64_t w = 0; w < count_; ++w) lane[w] = allowed(w, c + i) ? lane[w] : value;
     }
   }
 
-  void compute(std::int64_t first) {
-    const auto classes = work_.classes;
-    Smoothing smoothing[kLanes];
-    if (work_.label_smoothing != 0) smooth(smoothing);
-    for (std::int64_t w = 0; w < count_; ++w) {
-      const auto target = work_.index[first + w];
-      target_logit_[w] = kept_[w] ? tile_[target * lanes_ + w] : A(0);
-    }
-    if constexpr (mode == CrossEntropyMode::Backward) {
-      for (std::int64_t w = 0; w < width_; ++w) {
-        const auto softmax = kept_[w] ? work_.softmax[first + w] : Softmax<A>{0, 1};
-        max_[w] = softmax.max, sum_[w] = softmax.sum;
-      }
-    } else {
-      for (std::int64_t w = 0; w < width_; w += V::size()) {
-        V max(std::numeric_limits<A>::lowest());
-        for (std::int64_t c = 0; c < classes; ++c) max = at::vec::maximum(max, V::loadu(tile_ + c * lanes_ + w));
-        max.store(max_ + w);
-      }
-    }
+  // Exponentials relative to the maximum so far, which is kept for each block.
+  void visit(std::int64_t c, std::int64_t n) {
+    A* kept = block_at(c);
+    const Block block = load(c, n, kept);
     for (std::int64_t w = 0; w < width_; w += V::size()) {
-      const V max = V::loadu(max_ + w);
-      V sum(0);
-      for (std::int64_t c = 0; c < classes; ++c) {
-        A* lane = tile_ + c * lanes_ + w;
-        const V e = fast_exp(V::loadu(lane) - max);
-        if constexpr (mode != CrossEntropyMode::Forward) e.store(lane);
+      const V before = V::loadu(max_ + w);
+      V max = before;
+      for (std::int64_t i = 0; i < n; ++i) max = larger(block.at(i, w), max);
+      max.store(max_ + w);
+      if (keeps_tile_) max.store(maxima_at(c) + w);
+      if (work_.label_smoothing != 0) smooth(c, n, block, w, max);
+      V sum = V::loadu(sum_ + w) * exp_of_negative(before - max);
+      for (std::int64_t i = 0; i < n; ++i) {
+        const V e = exp_of_negative(block.at(i, w) - max);
+        if (keeps_tile_) e.store(kept + i * lanes_ + w);
         sum = sum + e;
       }
-      if constexpr (mode != CrossEntropyMode::Backward) sum.store(sum_ + w);
+      sum.store(sum_ + w);
+    }
+  }
+
+  // Adds a block's part of what label smoothing sums, shifted by the maximum so that large logits lose no digits.
+  void smooth(std::int64_t c, std::int64_t n, const Block& block, std::int64_t w, V max) {
+    A logits[V::size()] = {}, weights[V::size()] = {};
+    std::int64_t classes[V::size()] = {};
+    A shift[V::size()];
+    max.store(shift);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const A weight = work_.weight == nullptr ? A(1) : work_.weight[c + i];
+      const A* lane = block.data + i * block.stride + w;
+      for (int l = 0; l < V::size(); ++l) {
+        const bool counts = work_.class_mask == nullptr || (w + l < count_ && allowed(w + l, c + i));
+        logits[l] += counts ? weight * (lane[l] - shift[l]) : A(0);
+        weights[l] += counts ? weight : A(0);
+        classes[l] += counts;
+      }
+    }
+    for (int l = 0; l < V::size(); ++l) {
+      if (classes[l] == 0) continue;
+      const double weight(weights[l]);
+      add(smoothing_[w + l], {double(logits[l]) + double(shift[l]) * weight, weight, classes[l]});
+    }
+  }
+
+  // The loss of each row, and the factors that its gradient is made with.
+  void conclude() {
+    A log_sum[kLanes], target_probability[kLanes];
+    for (std::int64_t w = 0; any_kept_ && w < width_; w += V::size()) {
+      const V max = V::loadu(max_ + w);
+      const V sum = V::loadu(sum_ + w);
+      sum.log().store(log_sum + w);
+      (exp_of_negative(V::loadu(target_logit_ + w) - max) / sum).store(target_probability + w);
     }
     for (std::int64_t w = 0; w < width_; ++w) {
-      scale_[w] = smoothed_[w] = 0;
-      if (kept_[w]) finish(first + w, w, smoothing[w]);
+      const auto r = first_ + w;
+      if (!kept_[w]) {
+        scale_[w] = smoothed_[w] = 0;
+        if (w < count_ && mode != CrossEntropyMode::Backward) work_.loss[r] = 0;
+        if (w < count_ && mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r] = {0, 1};
+        continue;
+      }
+      if (mode == CrossEntropyMode::Backward && work_.label_smoothing != 0) sum_weights(w);
+      const CrossEntropyRow<A> row{work_.coefficient[r], target_weight_[w], work_.label_smoothing, work_.z_loss,
+                                   smoothing_[w]};
+      const Softmax<A> softmax{max_[w], sum_[w]};
+      if constexpr (mode != CrossEntropyMode::Backward) {
+        work_.loss[r] = cross_entropy_loss(row, softmax, log_sum[w], target_logit_[w], target_allowed_[w]);
+        if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r] = softmax;
+      }
+      if constexpr (mode != CrossEntropyMode::Forward) {
+        const auto terms = cross_entropy_gradient(row, softmax.max + log_sum[w]);
+        scale_[w] = terms.probability / softmax.sum;
+        smoothed_[w] = terms.smoothing;
+        target_gradient_[w] = target_gradient(terms, target_probability[w], target_weight_[w]);
+      }
     }
   }
 
-  // The numbers of one row, once its exponentials are summed.
-  void finish(std::int64_t r, std::int64_t w, const Smoothing& smoothing) {
-    const auto target = work_.index[r];
-    const A target_weight = work_.weight == nullptr ? A(1) : work_.weight[target];
-    const CrossEntropyRow<A> row{work_.coefficient[r], target_weight, work_.label_smoothing, work_.z_loss, smoothing};
-    // From an empty state, so that an infinite logit gives NaN as it does in a row that is merged from blocks.
-    const auto softmax = merge(Softmax<A>{}, {max_[w], sum_[w]});
-    if constexpr (mode != CrossEntropyMode::Backward) {
-      work_.loss[r] = cross_entropy_loss(row, softmax, target_logit_[w], allowed(w, target));
-      if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r] = softmax;
-    }
-    if constexpr (mode != CrossEntropyMode::Forward) {
-      const auto terms = cross_entropy_gradient(row, log_sum_exp(softmax));
-      scale_[w] = terms.probability / sum_[w];
-      smoothed_[w] = terms.smoothing;
-      const A probability = std::exp(target_logit_[w] - max_[w]) / sum_[w];
-      if (allowed(w, target)) target_[w] = target_gradient(terms, probability, target_weight);
-    }
-    target_index_[w] = target;
-  }
-
-  // The exponentials become gradients in the tile, and go where they belong.
-  void scatter(bool any) {
-    const bool rows_adjacent = adjacent(1);
+  void sum_weights(std::int64_t w) {
     for (std::int64_t c = 0; c < work_.classes; ++c) {
-      A* lane = tile_ + c * lanes_;
-      T* gradient = work_.gradient + c * work_.gradient_stride;
-      if (any) {
-        const A weight = work_.weight == nullptr ? A(1) : work_.weight[c];
-        for (std::int64_t w = 0; w < width_; ++w) {
-          const A value = lane[w] * scale_[w] - smoothed_[w] * weight;
-          lane[w] = kept_[w] ? value : A(0);
+      if (allowed(w, c)) add(smoothing_[w], {0, work_.weight == nullptr ? 1.0 : double(work_.weight[c]), 1});
+    }
+  }
+
+  // Exponentials become gradients, and go where they belong.
+  void finish(std::int64_t c, std::int64_t n) {
+    A* block = block_at(c);
+    if (!any_kept_) {
+      std::fill(block, block + n * lanes_, A(0));
+      return store_block(c, n, block);
+    }
+    const Block from = keeps_tile_ ? Block{block, lanes_} : load(c, n, block);
+    for (std::int64_t w = 0; w < width_; w += V::size()) {
+      const V max = V::loadu(max_ + w), smoothed = V::loadu(smoothed_ + w);
+      V scale = V::loadu(scale_ + w);
+      if (keeps_tile_) scale = scale * exp_of_negative(V::loadu(maxima_at(c) + w) - max);
+      for (std::int64_t i = 0; i < n; ++i) {
+        const V e = keeps_tile_ ? from.at(i, w) : exp_of_negative(from.at(i, w) - max);
+        const V weight(work_.weight == nullptr ? A(1) : work_.weight[c + i]);
+        (e * scale - smoothed * weight).store(block + i * lanes_ + w);
+      }
+    }
+    if (work_.class_mask != nullptr) set_masked_classes(c, n, block, 0);
+    for (std::int64_t w = 0; w < count_; ++w) {
+      const auto i = target_[w] - c;
+      if (i >= 0 && i < n && target_allowed_[w]) block[i * lanes_ + w] = target_gradient_[w];
+    }
+    store_block(c, n, block);
+  }
+
+  void store_block(std::int64_t c, std::int64_t n, const A* block) {
+    for (int p = 0; p < parts_; ++p) {
+      const auto& part = part_[p];
+      T* out = work_.gradient + part.offsets[1] + c * work_.gradient_stride;
+      const A* lanes = block + part.lane;
+      if (stride_[1] == 1 || part.count == 1) {
+        for (std::int64_t i = 0; i < n; ++i, out += work_.gradient_stride, lanes += lanes_) {
+          past_cache_ ? store_row<true>(out, lanes, part.count) : store_row<false>(out, lanes, part.count);
         }
-        if (work_.class_mask != nullptr) {
-          for (std::int64_t w = 0; w < count_; ++w) {
-            if (!allowed(w, c)) lane[w] = 0;
+      } else if (work_.gradient_stride == 1) {
+        store_transposed(out, lanes, part.count, n);
+      } else {
+        for (std::int64_t i = 0; i < n; ++i) {
+          for (std::int64_t w = 0; w < part.count; ++w) {
+            out[i * work_.gradient_stride + w * stride_[1]] = static_cast<T>(lanes[i * lanes_ + w]);
           }
         }
-      } else {
-        std::fill(lane, lane + width_, A(0));
       }
-      if (rows_adjacent) {
-        store_block(gradient + offsets_[0][1], lane, count_);
-      } else {
-        for (std::int64_t w = 0; w < count_; ++w) gradient[offsets_[w][1]] = static_cast<T>(lane[w]);
-      }
-    }
-    for (std::int64_t w = 0; w < count_; ++w) {
-      if (!kept_[w] || !allowed(w, target_index_[w])) continue;
-      work_.gradient[offsets_[w][1] + target_index_[w] * work_.gradient_stride] = static_cast<T>(target_[w]);
     }
   }
 
-  void smooth(Smoothing (&smoothing)[kLanes]) const {
-    for (std::int64_t c = 0; c < work_.classes; ++c) {
-      const double weight = work_.weight == nullptr ? 1.0 : double(work_.weight[c]);
-      for (std::int64_t w = 0; w < count_; ++w) {
-        if (!allowed(w, c)) continue;
-        smoothing[w].logits += weight * double(tile_[c * lanes_ + w]);
-        smoothing[w].weight += weight;
-        ++smoothing[w].classes;
-      }
+  template <bool past_cache>
+  static void store_row(T* out, const A* from, std::int64_t n) {
+    store_vectors<past_cache, A>(out, n, [&](std::int64_t i, std::int64_t lanes) { return V::loadu(from + i, lanes); });
+  }
+
+  void store_transposed(T* out, const A* lanes, std::int64_t count, std::int64_t n) {
+    if constexpr (std::is_same_v<T, A>) {
+      transpose(lanes, lanes_, out, stride_[1], n, count);
+    } else {
+      transpose(lanes, lanes_, stage_, kTileBlock, n, count);
+      for (std::int64_t w = 0; w < count; ++w) store_row<false>(out + w * stride_[1], stage_ + w * kTileBlock, n);
     }
   }
 
   const CrossEntropyWork<T, A>& work_;
   const std::int64_t lanes_;
-  std::int64_t count_ = 0, width_ = 0;  // rows of this tile, and the same in whole vectors
+  const bool keeps_tile_;  // the exponentials of all classes, which are made anew otherwise
+  const bool past_cache_;
+  std::array<std::int64_t, 3> stride_;              // between lanes of a part
+  std::int64_t inner_;                              // rows that are one step apart
+  std::int64_t first_ = 0, count_ = 0, width_ = 0;  // rows of this tile, and the same in whole vectors
   A* tile_;
-  std::array<std::int64_t, 3> offsets_[kLanes];
-  std::int64_t target_index_[kLanes];
-  bool kept_[kLanes];
-  A max_[kLanes], sum_[kLanes], target_logit_[kLanes], scale_[kLanes], smoothed_[kLanes], target_[kLanes];
+  A* maxima_ = nullptr;  // [blocks, lanes]
+  int parts_ = 0;
+  Part part_[kLanes];
+  bool any_kept_ = false, any_masked_ = false, one_mask_ = false;
+  std::int64_t target_[kLanes], mask_offset_[kLanes];
+  bool kept_[kLanes], target_allowed_[kLanes];
+  Smoothing smoothing_[kLanes];
+  A max_[kLanes], sum_[kLanes], scale_[kLanes], smoothed_[kLanes];
+  A target_logit_[kLanes], target_weight_[kLanes], target_gradient_[kLanes];
+  A stage_[std::is_same_v<T, A> ? 1 : kTransposedLanes * kTileBlock];
 };
 
 template <class T, class A>
@@ -532,48 +691,101 @@ bool by_rows(const CrossEntropyWork<T, A>& work) {
          (work.class_mask == nullptr || work.class_mask_stride == 1);
 }
 
-template <CrossEntropyMode mode, class T, class A>
-void run_mode(const CrossEntropyWork<T, A>& work, std::int64_t begin, std::int64_t end, A* scratch) {
-  if (by_rows(work)) {
-    const RowKernel<T, A, mode> kernel(work, scratch);
-    for (auto r = begin; r < end; ++r) kernel(r);
-  } else {
-    TileKernel<T, A, mode>(work, scratch)(begin, end);
+// The scratch memory of rows: what is known of the blocks, and a row; each begins a cache line.
+template <class A>
+std::int64_t blocks_size(std::int64_t classes) {
+  const auto blocks = (classes + kBlock - 1) / kBlock;
+  return (blocks * static_cast<std::int64_t>(sizeof(CrossEntropyBlock<A>)) + 63) / 64 * (64 / sizeof(A));
+}
+
+template <class A>
+A* next_line(A* scratch) {
+  return reinterpret_cast<A*>((reinterpret_cast<std::uintptr_t>(scratch) + 63) / 64 * 64);
+}
+
+// Calls run(constant) with the mode as a constant.
+template <class Run>
+auto with_mode(CrossEntropyMode mode, const Run& run) {
+  using enum CrossEntropyMode;
+  switch (mode) {
+    case Forward: return run(std::integral_constant<CrossEntropyMode, Forward>());
+    case ForwardGrad: return run(std::integral_constant<CrossEntropyMode, ForwardGrad>());
+    default: return run(std::integral_constant<CrossEntropyMode, Backward>());
   }
 }
 
 template <class T, class A>
 void run(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode, std::int64_t begin, std::int64_t end, A* scratch) {
-  switch (mode) {
-    case CrossEntropyMode::Forward: return run_mode<CrossEntropyMode::Forward>(work, begin, end, scratch);
-    case CrossEntropyMode::ForwardGrad: return run_mode<CrossEntropyMode::ForwardGrad>(work, begin, end, scratch);
-    case CrossEntropyMode::Backward: return run_mode<CrossEntropyMode::Backward>(work, begin, end, scratch);
-  }
+  with_mode(mode, [&](auto m) {
+    if (by_rows(work)) {
+      using Kernel = RowKernel<T, A, m()>;
+      const auto count = (work.classes + kBlock - 1) / kBlock;
+      A* aligned = next_line(scratch);
+      auto* blocks = reinterpret_cast<CrossEntropyBlock<A>*>(aligned);
+      A* row = Kernel::keeps_row(work) ? aligned + blocks_size<A>(work.classes) : nullptr;
+      for (auto r = begin; r < end; ++r) {
+        const Kernel kernel(work, r, row);
+        if (m() != CrossEntropyMode::Backward) kernel.visit(0, count, blocks);
+        kernel.finish(0, count, blocks, kernel.conclude(blocks));
+      }
+    } else {
+      TileKernel<T, A, m()>(work, scratch)(begin, end);
+    }
+    finish_stores();
+  });
 }
 
 template <class T, class A>
 std::int64_t scratch_size(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode) {
-  if (!by_rows(work)) return TileKernel<T, A, CrossEntropyMode::Forward>::scratch_size(work);
-  return mode == CrossEntropyMode::ForwardGrad ? RowKernel<T, A, CrossEntropyMode::ForwardGrad>::scratch_size(work)
-                                               : RowKernel<T, A, CrossEntropyMode::Forward>::scratch_size(work);
+  return with_mode(mode, [&](auto m) {
+    if (!by_rows(work)) return TileKernel<T, A, m()>::scratch_size(work);
+    return 64 / std::int64_t(sizeof(A)) + blocks_size<A>(work.classes) +
+           (RowKernel<T, A, m()>::keeps_row(work) ? work.classes : 0);
+  });
 }
 
 template <class T, class A>
-void scale(T* gradient, std::int64_t n, A by) {
+std::int64_t rows_at_once(const CrossEntropyWork<T, A>& work) {
+  return by_rows(work) ? 1 : TileKernel<T, A, CrossEntropyMode::Forward>::lanes(work);
+}
+
+template <class T, class A>
+void visit(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode, std::int64_t row, std::int64_t begin,
+           std::int64_t end, CrossEntropyBlock<A>* blocks) {
+  with_mode(mode, [&](auto m) { RowKernel<T, A, m()>(work, row, nullptr).visit(begin, end, blocks); });
+}
+
+template <class T, class A>
+CrossEntropyEnd<A> conclude(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode, std::int64_t row,
+                            const CrossEntropyBlock<A>* blocks) {
+  return with_mode(mode, [&](auto m) { return RowKernel<T, A, m()>(work, row, nullptr).conclude(blocks); });
+}
+
+template <class T, class A>
+void finish(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode, std::int64_t row, std::int64_t begin,
+            std::int64_t end, const CrossEntropyBlock<A>* blocks, const CrossEntropyEnd<A>& row_end) {
+  with_mode(mode, [&](auto m) { RowKernel<T, A, m()>(work, row, nullptr).finish(begin, end, blocks, row_end); });
+  finish_stores();
+}
+
+template <class T, class A>
+void scale(T* to, const T* from, std::int64_t n, A by) {
+  using V = Vectorized<A>;
   A stage[kBlock];
   for (std::int64_t begin = 0; begin < n; begin += kBlock) {
     const auto count = std::min(kBlock, n - begin);
-    const A* block = load_block<T, A>(gradient + begin, nullptr, count, stage);
-    for (std::int64_t i = 0; i < count; ++i) {
-      const A scaled = block[i] * by;
-      stage[i] = block[i] == 0 ? A(0) : scaled;
-    }
-    store_block(gradient + begin, stage, count);
+    for_vectors<A>(from + begin, count, [&](V v, std::int64_t i, std::int64_t lanes) {
+      // Where zero times the factor would not be +0: an infinite or a negative one.
+      V::blendv(v * V(by), V(0), v == V(0)).store(stage + i, lanes);
+    });
+    store_vectors<false, A>(to + begin, count,
+                            [&](std::int64_t i, std::int64_t lanes) { return V::loadu(stage + i, lanes); });
   }
 }
 
 template <class T, class A>
-constexpr CrossEntropyKernel<T, A> kernel{run<T, A>, scratch_size<T, A>, scale<T, A>};
+constexpr CrossEntropyKernel<T, A> kernel{run<T, A>,   scratch_size<T, A>, rows_at_once<T, A>, by_rows<T, A>,
+                                          visit<T, A>, conclude<T, A>,     finish<T, A>,       scale<T, A>};
 
 }  // namespace
 

@@ -7,15 +7,44 @@
 
 namespace masked_loss::cpu {
 
-// Works on the rows [begin, end); `scratch` holds scratch_size(work) elements.
+// Classes of a row that are visited together.
+inline constexpr std::int64_t kBlock = 2048;
+
+// What is known of a block once it has been visited.
+template <class A>
+struct CrossEntropyBlock {
+  Softmax<A> softmax;
+  Smoothing smoothing;
+};
+
+// What the gradient of a row is made from, once all of its blocks have been visited.
+template <class A>
+struct CrossEntropyEnd {
+  Softmax<A> softmax;
+  CrossEntropyGradient<A> terms;
+};
+
 template <class T, class A>
 struct CrossEntropyKernel {
-  using Run = void(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode, std::int64_t begin, std::int64_t end,
-                   A* scratch);
-  Run* run;
-  std::int64_t (*scratch_size)(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode);
-  // gradient *= by, but a zero stays +0 whatever the factor
-  void (*scale)(T* gradient, std::int64_t n, A by);
+  using Work = CrossEntropyWork<T, A>;
+
+  // Works on the rows [begin, end); `scratch` holds scratch_size(work) elements.
+  void (*run)(const Work& work, CrossEntropyMode mode, std::int64_t begin, std::int64_t end, A* scratch);
+  std::int64_t (*scratch_size)(const Work& work, CrossEntropyMode mode);
+  std::int64_t (*rows_at_once)(const Work& work);  // of which there should be whole multiples in [begin, end)
+
+  // The same in steps, for a row whose blocks several threads share: blocks [begin, end) are visited (forward), what
+  // they amount to is concluded, and they are finished (where a gradient is asked for).
+  bool (*in_blocks)(const Work& work);  // whether its rows can be had so
+  void (*visit)(const Work& work, CrossEntropyMode mode, std::int64_t row, std::int64_t begin, std::int64_t end,
+                CrossEntropyBlock<A>* blocks);
+  CrossEntropyEnd<A> (*conclude)(const Work& work, CrossEntropyMode mode, std::int64_t row,
+                                 const CrossEntropyBlock<A>* blocks);
+  void (*finish)(const Work& work, CrossEntropyMode mode, std::int64_t row, std::int64_t begin, std::int64_t end,
+                 const CrossEntropyBlock<A>* blocks, const CrossEntropyEnd<A>& row_end);
+
+  // to = from * by, but a zero stays +0 whatever the factor; `to` may be `from`
+  void (*scale)(T* to, const T* from, std::int64_t n, A by);
 };
 
 struct CrossEntropyKernels {

@@ -1,5 +1,4 @@
 #include <ATen/TensorIterator.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/ne.h>
 #include <torch/library.h>
 
@@ -20,7 +19,7 @@ Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& va
   check_masked_fill(input, mask, nullptr);
   const auto element = element_bits("masked_fill", value, input);
   const auto from = broadcast_to_mask(input, mask), bytes = byte_mask(mask);
-  auto out = with_huge_pages(at::empty_like(from, at::MemoryFormat::Contiguous));
+  auto out = empty_output(from, at::MemoryFormat::Contiguous);
   auto iterator = at::TensorIteratorConfig()
                       .set_check_mem_overlap(false)
                       .check_all_same_dtype(false)
@@ -30,9 +29,11 @@ Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& va
                       .add_const_input(bytes)
                       .build();
   const auto& kernel = kernel_of(input);
+  const bool past_cache = out.nbytes() >= kPastCache;
   iterator.for_each([&](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t lines) {
     for (std::int64_t i = 0; i < lines; ++i) {
-      kernel.fill(data[0] + i * strides[3], data[1] + i * strides[4], data[2] + i * strides[5], strides, n, &element);
+      kernel.fill(data[0] + i * strides[3], data[1] + i * strides[4], data[2] + i * strides[5], strides, n, &element,
+                  past_cache);
     }
   });
   return out;
@@ -52,9 +53,10 @@ void masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
                       .add_const_input(bytes)
                       .build();
   const auto& kernel = kernel_of(input);
+  const bool past_cache = input.nbytes() >= kPastCache;
   iterator.for_each([&](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t lines) {
     for (std::int64_t i = 0; i < lines; ++i) {
-      kernel.fill_(data[0] + i * strides[2], data[1] + i * strides[3], strides, n, &element);
+      kernel.fill_(data[0] + i * strides[2], data[1] + i * strides[3], strides, n, &element, past_cache);
     }
   });
 }

@@ -1,7 +1,7 @@
 // Compiled once for every instruction set, whose vectors the compiler uses for the loops.
 #include "cpu/masked_fill_kernel.h"
 
-#include <cstring>
+#include "cpu/vectors.h"
 
 namespace masked_loss::cpu::CPU_CAPABILITY {
 namespace {
@@ -13,31 +13,43 @@ T load(const void* from) {
   return value;
 }
 
-template <class T>
-void set(char* out, std::int64_t n, T value) {
+// out[i] = value(i) for a dense line; past the cache in whole cache lines.
+template <class T, class Value>
+void set(char* out, std::int64_t n, bool past_cache, const Value& value) {
   auto* to = reinterpret_cast<T*>(out);
-  for (std::int64_t i = 0; i < n; ++i) to[i] = value;
+  constexpr std::int64_t size = 64 / sizeof(T);
+  const auto before = -reinterpret_cast<std::intptr_t>(out) & 63;
+  std::int64_t i = 0;
+  if (past_cache && before % sizeof(T) == 0) {
+    for (const auto head = std::min<std::int64_t>(n, before / sizeof(T)); i < head; ++i) to[i] = value(i);
+    for (; i + size <= n; i += size) {
+      T line[size];
+      for (std::int64_t k = 0; k < size; ++k) line[k] = value(i + k);
+      store_line_past_cache(reinterpret_cast<char*>(to + i), reinterpret_cast<const char*>(line));
+    }
+    finish_stores();
+  }
+  for (; i < n; ++i) to[i] = value(i);
 }
 
 template <class T>
 void fill(char* out, const char* in, const char* mask, const std::int64_t* strides, std::int64_t n,
-          const void* value_bits) {
+          const void* value_bits, bool past_cache) {
   constexpr auto size = static_cast<std::int64_t>(sizeof(T));
   const T value = load<T>(value_bits);
   const bool dense = strides[0] == size && strides[1] == size;
+  const auto* from = reinterpret_cast<const T*>(in);
   if (strides[2] == 0 && dense) {
     if (*mask != 0) {
-      set(out, n, value);
+      set<T>(out, n, past_cache, [&](std::int64_t) { return value; });
     } else {
-      std::memcpy(out, in, n * size);
+      set<T>(out, n, past_cache, [&](std::int64_t i) { return from[i]; });
     }
   } else if (strides[2] == 1 && dense) {
-    auto* __restrict to = reinterpret_cast<T*>(out);
-    const auto* __restrict from = reinterpret_cast<const T*>(in);
-    for (std::int64_t i = 0; i < n; ++i) {
+    set<T>(out, n, past_cache, [&](std::int64_t i) {
       const T kept = from[i];
-      to[i] = mask[i] != 0 ? value : kept;
-    }
+      return mask[i] != 0 ? value : kept;
+    });
   } else {
     for (std::int64_t i = 0; i < n; ++i) {
       const T filled = mask[i * strides[2]] != 0 ? value : load<T>(in + i * strides[1]);
@@ -47,12 +59,13 @@ void fill(char* out, const char* in, const char* mask, const std::int64_t* strid
 }
 
 template <class T>
-void fill_(char* out, const char* mask, const std::int64_t* strides, std::int64_t n, const void* value_bits) {
+void fill_(char* out, const char* mask, const std::int64_t* strides, std::int64_t n, const void* value_bits,
+           bool past_cache) {
   constexpr auto size = static_cast<std::int64_t>(sizeof(T));
   const T value = load<T>(value_bits);
   if (strides[1] == 0) {
     if (*mask == 0) return;
-    if (strides[0] == size) return set(out, n, value);
+    if (strides[0] == size) return set<T>(out, n, past_cache, [&](std::int64_t) { return value; });
   }
   if (strides[0] == size && strides[1] == 1) {
     auto* __restrict to = reinterpret_cast<T*>(out);

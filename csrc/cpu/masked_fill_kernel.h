@@ -5,13 +5,17 @@
 
 namespace masked_loss::cpu {
 
+// From so many bytes on, an output is stored past the cache.
+inline constexpr std::size_t kPastCache = 1 << 23;
+
 // Lines of n elements; strides in bytes, the mask one byte an element (nonzero = fill). `value` points to an element.
 struct MaskedFillKernel {
   // out = mask ? value : in; strides of out, in, mask
   void (*fill)(char* out, const char* in, const char* mask, const std::int64_t* strides, std::int64_t n,
-               const void* value);
+               const void* value, bool past_cache);
   // where mask: out = value, and nothing else is touched; strides of out, mask
-  void (*fill_)(char* out, const char* mask, const std::int64_t* strides, std::int64_t n, const void* value);
+  void (*fill_)(char* out, const char* mask, const std::int64_t* strides, std::int64_t n, const void* value,
+                bool past_cache);
 };
 
 struct MaskedFillKernels {

@@ -121,7 +121,7 @@ Results compute(const Tensor& input, const Tensor& target, const OptionalTensor&
                              input.options().dtype(accumulation));
   }
   if (with_gradient) {
-    const auto empty = [&] { return with_huge_pages(at::empty(sizes, input.options())); };
+    const auto empty = [&] { return empty_output(input, at::MemoryFormat::Contiguous); };
     results.gradient = empty();
     results.other_gradient = both ? empty() : at::empty({0}, input.options());
   }

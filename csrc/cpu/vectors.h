@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "common/softmax.h"
 
@@ -107,6 +108,18 @@ void store(Vectorized<T> v, T* out) {
   }
 #endif
   v.store(out);
+}
+
+// A cache line, of memory that begins one.
+inline void store_line_past_cache(char* out, const char* line) {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  using V = Vectorized<std::uint8_t>;
+  for (int i = 0; i < 64; i += V::size()) {
+    store<true>(V::loadu(line + i), reinterpret_cast<std::uint8_t*>(out + i));
+  }
+#else
+  std::memcpy(out, line, 64);
+#endif
 }
 
 // Makes what was stored past the cache visible to other threads.

@@ -22,18 +22,6 @@ void dispatch(at::ScalarType type, const Body& body) {
   }
 }
 
-at::DimVector softmax_sizes(const Tensor& target) {
-  at::DimVector sizes(target.sizes().begin(), target.sizes().end());
-  sizes.push_back(2);
-  return sizes;
-}
-
-template <class A>
-Softmax<A>* softmax_of(const Tensor& states) {
-  static_assert(sizeof(Softmax<A>) == 2 * sizeof(A));
-  return states.defined() ? reinterpret_cast<Softmax<A>*>(states.data_ptr<A>()) : nullptr;
-}
-
 // A call's kernels, once its tensors are there.
 template <class T>
 class Run {
@@ -113,25 +101,6 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
   return loss;
 }
 
-std::tuple<Tensor, Tensor> cross_entropy_forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                                                 const CrossEntropyOptions& options) {
-  Tensor softmax;
-  auto loss = forward(input, target, mask, options, CrossEntropyMode::Forward, &softmax, nullptr);
-  return {loss, softmax};
-}
-
-std::tuple<Tensor, Tensor> cross_entropy_forward_grad(const Tensor& input, const Tensor& target,
-                                                      const OptionalTensor& mask, const CrossEntropyOptions& options) {
-  Tensor gradient;
-  auto loss = forward(input, target, mask, options, CrossEntropyMode::ForwardGrad, nullptr, &gradient);
-  return {loss, gradient};
-}
-
-Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                     const CrossEntropyOptions& options) {
-  return forward(input, target, mask, options, CrossEntropyMode::Forward, nullptr, nullptr).to(result_type(input));
-}
-
 Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const Tensor& softmax,
                               const OptionalTensor& mask, const CrossEntropyOptions& options) {
   const auto arguments = check_cross_entropy_backward(grad, input, target, softmax, mask, options);
@@ -188,9 +157,7 @@ Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const Option
 }  // namespace
 
 MASKED_LOSS_CUDA_IMPL(m) {
-  m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
-  m.impl("_cross_entropy_forward", CrossEntropyForward::kernel<cross_entropy_forward>);
-  m.impl("_cross_entropy_forward_grad", CrossEntropyForwardGrad::kernel<cross_entropy_forward_grad>);
+  CrossEntropyOps<forward>::implement(m);
   m.impl("_cross_entropy_backward", CrossEntropyBackward::kernel<cross_entropy_backward>);
   m.impl("_scale_gradient_", scale_gradient_);
   m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);

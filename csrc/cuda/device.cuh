@@ -119,7 +119,7 @@ __device__ __forceinline__ Compute<T> greatest(const Pack<T>& pack, Compute<T> m
 
 // Makes the compiler hold the pack itself from here on, and not its elements as the floats that it had made of them.
 template <class T>
-__device__ __forceinline__ void hold(Pack<T>& pack) {
+__device__ __forceinline__ void hold([[maybe_unused]] Pack<T>& pack) {
 #ifdef __CUDACC__
   uint4 bits;
   memcpy(&bits, &pack, sizeof(bits));

@@ -13,6 +13,7 @@ struct Case {
   int multiprocessors;
   bool clusters;
   bool beside = true;   // classes lie beside one another; otherwise rows do
+  int lanes = 0;        // of the regime Lanes, where it is not to be picked
   bool extras = false;  // class mask, class weights, label smoothing, z-loss
 };
 
@@ -97,8 +98,9 @@ class Problem {
     work.softmax = softmax_.data();
     call.order = order_.data();
     call.kept = kept_.data();
-    const auto regime = pick_cross_entropy_regime(mode, of_.rows, of_.classes, sizeof(T), of_.beside,
-                                                  of_.multiprocessors, of_.clusters);
+    auto regime = pick_cross_entropy_regime(mode, of_.rows, of_.classes, sizeof(T), of_.beside, of_.multiprocessors,
+                                            of_.clusters);
+    if (of_.lanes > 0) regime.lanes = of_.lanes;
     Buffer<RowPart<A>> parts(of_.rows * regime.slices);
     call.parts = parts.data();
     run_cross_entropy(call, mode, regime, of_.multiprocessors, nullptr);
@@ -211,6 +213,16 @@ TYPED_TEST(CrossEntropyKernel, RowsOnChip) {
     const std::int64_t classes = bytes / std::int64_t(sizeof(TypeParam)) | 1;
     this->check({kShort ? 3 : 5, classes, 1, false});
   }
+}
+
+// Blocks that take several rows, one after the other.
+TYPED_TEST(CrossEntropyKernel, MoreRowsThanBlocks) {
+  this->check({kShort ? 300 : 9000, 3, 1, false});
+  for (const auto& [bytes, rows] : {std::pair(200, 300), {8200, 70}, {16400, 40}, {70000, 20}}) {
+    if (kShort && bytes > 200) continue;
+    this->check({rows, bytes / std::int64_t(sizeof(TypeParam)), 1, false}, 0);
+  }
+  if (!kShort) this->check({2500, 9, 1, false, /*beside=*/false, /*lanes=*/4});
 }
 
 // One row, and many multiprocessors that would have nothing to do.

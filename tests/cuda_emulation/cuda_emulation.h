@@ -87,19 +87,19 @@ inline int __all_sync(unsigned mask, int predicate, EMULATION_SITE) {
   return votes == mask;
 }
 
-#define EMULATION_LOAD(name)                                                      \
-  template <class T>                                                              \
-  T name(const T* address, EMULATION_SITE) {                                      \
-    emulation::check_alignment(address, emulation::Site{#name, 0, file, line});   \
-    T value;                                                                      \
-    std::memcpy(&value, address, sizeof value);                                   \
-    return value;                                                                 \
+#define EMULATION_LOAD(name)                                                    \
+  template <class T>                                                            \
+  T name(const T* address, EMULATION_SITE) {                                    \
+    emulation::check_alignment(address, emulation::Site{#name, 0, file, line}); \
+    T value;                                                                    \
+    std::memcpy(&value, address, sizeof value);                                 \
+    return value;                                                               \
   }
-#define EMULATION_STORE(name)                                                     \
-  template <class T>                                                              \
-  void name(T* address, std::common_type_t<T> value, EMULATION_SITE) {            \
-    emulation::check_alignment(address, emulation::Site{#name, 0, file, line});   \
-    std::memcpy(address, &value, sizeof value);                                   \
+#define EMULATION_STORE(name)                                                   \
+  template <class T>                                                            \
+  void name(T* address, std::common_type_t<T> value, EMULATION_SITE) {          \
+    emulation::check_alignment(address, emulation::Site{#name, 0, file, line}); \
+    std::memcpy(address, &value, sizeof value);                                 \
   }
 EMULATION_LOAD(__ldg)
 EMULATION_LOAD(__ldca)
@@ -113,11 +113,11 @@ EMULATION_STORE(__stwb)
 EMULATION_STORE(__stwt)
 
 // Of integers alone: what floating-point atomics add up to depends on the order of the threads.
-#define EMULATION_ATOMIC(name, builtin)                                          \
-  template <class T>                                                             \
-  T name(T* address, std::common_type_t<T> value) {                              \
-    static_assert(std::is_integral_v<T>, #name " of floating-point numbers");    \
-    return builtin(address, value, __ATOMIC_ACQ_REL);                            \
+#define EMULATION_ATOMIC(name, builtin)                                       \
+  template <class T>                                                          \
+  T name(T* address, std::common_type_t<T> value) {                           \
+    static_assert(std::is_integral_v<T>, #name " of floating-point numbers"); \
+    return builtin(address, value, __ATOMIC_ACQ_REL);                         \
   }
 EMULATION_ATOMIC(atomicAdd, __atomic_fetch_add)
 EMULATION_ATOMIC(atomicSub, __atomic_fetch_sub)

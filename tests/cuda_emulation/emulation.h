@@ -270,7 +270,7 @@ struct Gathering {  // of the threads that wait for each other
 
 struct Warp {
   Thread* threads;
-  std::uint32_t ready;  // lanes
+  std::uint32_t ready;                       // lanes
   std::map<unsigned, Gathering> gatherings;  // by mask
 };
 

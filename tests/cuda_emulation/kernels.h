@@ -53,8 +53,8 @@ T element(double x) {
 }
 
 template <class T>
-constexpr double kRounding = std::is_same_v<T, double>         ? 1e-13
-                             : std::is_same_v<T, float>        ? 2e-6
+constexpr double kRounding = std::is_same_v<T, double>          ? 1e-13
+                             : std::is_same_v<T, float>         ? 2e-6
                              : std::is_same_v<T, __nv_bfloat16> ? 1.0 / 256
                                                                 : 1.0 / 2048;
 

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path("tests", "cuda_emulation", "libmasked_loss_emulated.so")
 
 
-def require_cuda():
-    if not torch.cuda.is_available():
-        raise pytest.UsageError("--device cuda: this torch finds no GPU")
+def require(device):
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise pytest.UsageError(f"--device {device}: this torch finds no GPU")
 
 
 class Emulation:

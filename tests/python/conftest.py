@@ -11,21 +11,21 @@ import backends
 
 def pytest_addoption(parser):
     group = parser.getgroup("masked_loss")
-    group.addoption("--device", default="cpu", help="where the tests make their tensors: cpu or cuda")
+    group.addoption("--device", default="cpu", help="where the tests make their tensors, as cuda")
     group.addoption("--emulated", action="store_true", help="run the CUDA kernels, emulated on the CPU")
     group.addoption("--emulated-seed", type=int, default=1, help="of the order of threads; 0: that of their indices")
 
 
 def kernels_of(config):
-    return "emulated" if config.getoption("--emulated") else config.getoption("--device")
+    return "emulated" if config.getoption("--emulated") else config.getoption("--device").partition(":")[0]
 
 
 def pytest_configure(config):
     device = config.getoption("--device")
-    if device != "cpu" or config.getoption("--emulated"):
+    if kernels_of(config) != "cpu":
         os.environ["MASKED_LOSS_CHECK"] = "1"  # the same IndexErrors as on the CPU; test_cuda_rules.py goes without
     if device != "cpu":
-        backends.require_cuda()
+        backends.require(device)
         torch.set_default_device(device)
     if config.getoption("--emulated"):
         config.emulation = backends.Emulation(config.getoption("--emulated-seed"))

@@ -1,0 +1,67 @@
+"""The paths of the CPU kernels, which sizes and strides choose: right numbers, and the same bits on any threads."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import masked_loss
+from reference import assert_same_bits
+
+SHAPES = [
+    (300, 7),  # classes transposed into lanes, a part of the last tile
+    (40, 64),  # the most classes of that path
+    (70, 65),  # row by row, a block that is no multiple of a vector
+    (6, 5000),  # row by row, three blocks
+    (601, 4001),  # stored past the cache, rows that begin anywhere in a cache line
+    (3, 40000),  # threads share each row
+    (5, 21, 40, 30),  # classes apart in memory, exponentials kept
+    (2, 700, 600),  # classes apart in memory, exponentials made twice; past the cache where there are lanes enough
+    (3, 9, 5),  # lanes of several parts
+]
+
+
+def loss_and_gradient(function, x, *arguments, **options):
+    leaf = x.detach().clone().requires_grad_()
+    loss = function(leaf, *arguments, **options)
+    loss.sum().backward()
+    return loss.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_paths(shape, reduction, dtype, threads):
+    classes, rows = shape[1], (shape[0], *shape[2:])
+    x, target, mask = torch.randn(shape).to(dtype), torch.randint(classes, rows), torch.rand(rows) < 0.7
+    options = {"reduction": reduction, "weight": torch.rand(classes), "label_smoothing": 0.1}
+    poisoned = x.masked_fill(~mask.unsqueeze(1), torch.nan)
+    results = []
+    for count in (1, 3):
+        with threads(count):
+            results.append(loss_and_gradient(masked_loss.cross_entropy, poisoned, target, mask, **options))
+    loss, gradient = results[0]
+    for a, b in zip(results[0], results[1], strict=True):
+        assert_same_bits(a, b)
+    options["weight"] = options["weight"].double()
+    ignored = torch.where(mask, target, -100)
+    expected = loss_and_gradient(F.cross_entropy, x.double(), ignored, **options)
+    tolerance = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(loss.double(), expected[0], rtol=10 * tolerance, atol=tolerance)
+    scale = expected[1].abs().max().item()
+    torch.testing.assert_close(gradient.double(), expected[1], rtol=10 * tolerance, atol=tolerance * scale)
+    assert (gradient.movedim(1, -1)[~mask] == 0).all()
+
+
+def test_memory_of_large_outputs_is_reused():
+    x = torch.randn(2011, 1013)  # a size that no other test leaves a block of
+    first = masked_loss.masked_fill(x, x > 0, 0.0)
+    address, kept = first.data_ptr(), first.clone()
+    second = masked_loss.masked_fill(x, x > 1, 0.0)
+    assert second.data_ptr() != address
+    assert first.equal(kept)
+    del first
+    third = masked_loss.masked_fill(x[:2000], x[:2000] > 0, 0.0)
+    assert third.data_ptr() == address
+    assert third.equal(kept[:2000])
+    third.resize_(3000, 1013)
+    assert third[:2000].equal(kept[:2000])
