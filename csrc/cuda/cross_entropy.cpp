@@ -30,7 +30,7 @@ class Run {
 
   Run(const RowView<A>& view, const Tensor& input, const CrossEntropyOptions& options, CrossEntropyMode mode,
       const Tensor* gradient, const Device& device)
-      : view_(view), mode_(mode), device_(device) {
+      : mode_(mode), device_(device) {
     call_.work = make_cross_entropy_work<T>(view, input, options, gradient);
     const auto& work = call_.work;
     const bool beside = work.logits_stride == 1 && work.gradient_stride == 1 && work.class_mask_stride == 1;
@@ -65,7 +65,6 @@ class Run {
   }
 
  private:
-  const RowView<A>& view_;
   const CrossEntropyMode mode_;
   const Device device_;
   CrossEntropyCall<T, A> call_{};
