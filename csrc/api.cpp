@@ -1,6 +1,7 @@
 #include <masked_loss/masked_loss.h>
 
 #include "common/ops.h"
+#include "common/pointwise_ops.h"
 
 namespace masked_loss {
 
@@ -16,6 +17,53 @@ Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const L
 Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
                      at::IntArrayRef ignore_index) {
   return call_check_targets(target, num_classes, mask, ignore_index);
+}
+
+Tensor mse_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const MseLossOptions& options) {
+  return call<PointwiseOp<MseLoss>>(input, target, mask, options);
+}
+
+Tensor l1_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const L1LossOptions& options) {
+  return call<PointwiseOp<L1Loss>>(input, target, mask, options);
+}
+
+Tensor smooth_l1_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                      const SmoothL1LossOptions& options) {
+  return call<PointwiseOp<SmoothL1Loss>>(input, target, mask, options);
+}
+
+Tensor huber_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                  const HuberLossOptions& options) {
+  return call<PointwiseOp<HuberLoss>>(input, target, mask, options);
+}
+
+Tensor binary_cross_entropy_with_logits(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                                        const BinaryCrossEntropyWithLogitsOptions& options) {
+  return call<PointwiseOp<BinaryCrossEntropyWithLogits>>(input, target, mask, options);
+}
+
+Tensor binary_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                            const BinaryCrossEntropyOptions& options) {
+  return call<PointwiseOp<BinaryCrossEntropy>>(input, target, mask, options);
+}
+
+Tensor kl_div(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const KlDivOptions& options) {
+  return call<PointwiseOp<KlDiv>>(input, target, mask, options);
+}
+
+Tensor poisson_nll_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                        const PoissonNllLossOptions& options) {
+  return call<PointwiseOp<PoissonNllLoss>>(input, target, mask, options);
+}
+
+Tensor gaussian_nll_loss(const Tensor& input, const Tensor& target, const Tensor& var, const OptionalTensor& mask,
+                         const GaussianNllLossOptions& options) {
+  return call<PointwiseOp<GaussianNllLoss>>(input, target, var, mask, options);
+}
+
+Tensor sigmoid_focal_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                          const SigmoidFocalLossOptions& options) {
+  return call<PointwiseOp<SigmoidFocalLoss>>(input, target, mask, options);
 }
 
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& value) {

@@ -1,6 +1,7 @@
 #include <torch/library.h>
 
 #include "common/ops.h"
+#include "common/pointwise_ops.h"
 
 // Every op of the library. `int reduction` is 0 none, 1 mean, 2 sum, 3 sequence_mean, 4 batchmean, and stands first
 // among the options, because sharding caches tell calls apart by the arguments from the first int on.
@@ -21,6 +22,16 @@ TORCH_LIBRARY(masked_loss, m) {
 
   // Multiplies a gradient that was made in the forward pass by the upstream one; zeros stay +0.0 whatever it is.
   def("_scale_gradient_(Tensor(a!) gradient, Tensor grad) -> ()");
+
+  for_each_pointwise([&]<class Loss>() {
+    def(std::string(Loss::name) + "(Tensor input, Tensor target, " + (kHasVar<Loss> ? "Tensor var, " : "") +
+        "Tensor? mask=None, " + Loss::arguments + "Tensor? sample_weight=None, Tensor? normalizer=None) -> Tensor");
+  });
+  const std::string pointwise =
+      std::string("Tensor input, Tensor target, Tensor? other=None, Tensor? mask=None, ") + kPointwiseArguments;
+  def("_pointwise_forward(" + pointwise + ") -> Tensor");
+  def("_pointwise_forward_grad(" + pointwise + ") -> (Tensor, Tensor, Tensor)");
+  def("_pointwise_backward(Tensor grad, " + pointwise + ") -> (Tensor, Tensor)");
 
   // Overloads are tried in this order, and a tensor of one element would pass for a number.
   def("masked_fill.Tensor(Tensor input, Tensor mask, Tensor value) -> Tensor");

@@ -2,11 +2,12 @@
 #include <ATen/TensorOperators.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
+#include "autograd/gradients.h"
 #include "autograd/paths.h"
 #include "composite/cross_entropy.h"
+#include "composite/reduce.h"
 
 namespace masked_loss::autograd {
 namespace {
@@ -60,9 +61,6 @@ class SavedCall {
   variable_list tensors_;
 };
 
-// Below autograd an op must not return its input, which Tensor::to does where there is nothing to convert.
-Tensor converted(const Tensor& loss, at::ScalarType type) { return loss.scalar_type() == type ? loss : loss.to(type); }
-
 // The loss by the fused ops, which return it in the accumulation dtype.
 struct CrossEntropyFunction : Function<CrossEntropyFunction> {
   static constexpr bool is_traceable = true;
@@ -84,7 +82,7 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
     if (at::GradMode::is_enabled()) {
       gradient = composite_cross_entropy_backward(grad, saved.input(), saved.target(), {}, mask, saved.options);
     } else if (makes_gradient(saved.input(), saved.options)) {
-      gradient = scale(saved.result(), grad, saved.shared);
+      gradient = scaled_gradient(saved.result(), grad, saved.shared);
     } else {
       gradient = call<CrossEntropyBackward>(grad, saved.input(), saved.target(), saved.result(), mask, saved.options);
     }
@@ -95,16 +93,6 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
   // small gradients would be lost before a loss scale could save them.
   static bool makes_gradient(const Tensor& input, const CrossEntropyOptions& options) {
     return options.reduction != Reduction::None && input.scalar_type() != at::kHalf;
-  }
-
-  static Tensor scale(Tensor gradient, const Tensor& grad, bool shared) {
-    if (is_batched(grad)) return composite_scale_gradient(gradient, grad);
-    // A graph that is kept may be run again: what it has saved must stay.
-    if (shared || torch::autograd::get_current_graph_task_keep_graph()) gradient = gradient.clone();
-    static const auto op = find_op<void(Tensor&, const Tensor&)>("masked_loss::_scale_gradient_");
-    const at::AutoDispatchBelowADInplaceOrView below;
-    op.call(gradient, grad);
-    return gradient;
   }
 };
 
@@ -126,7 +114,8 @@ Tensor differentiable_weights(const Tensor& input, const Tensor& target, const O
   auto unweighted = options;
   unweighted.reduction = Reduction::None;
   unweighted.sample_weight = unweighted.normalizer = std::nullopt;
-  return composite_reduce(fused(input, target, plan.keep, unweighted, type), plan, options.reduction);
+  const auto losses = fused(input, target, plan.keep, unweighted, type);
+  return composite_reduce(losses, plan.keep, plan.coefficient, options.reduction);
 }
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,

@@ -25,9 +25,9 @@ template <class T>
 struct Wire<T> {
   using type = std::int64_t;
 };
-template <>
-struct Wire<std::vector<std::int64_t>> {
-  using type = at::IntArrayRef;
+template <class T>
+struct Wire<std::vector<T>> {
+  using type = at::ArrayRef<T>;
 };
 
 template <class T>

@@ -5,6 +5,7 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/functorch/BatchedTensorImpl.h>
+#include <ATen/ops/result_type.h>
 
 #include <cstdlib>
 #include <string_view>
@@ -47,6 +48,20 @@ void check_broadcast(const char* op, const char* name, const Tensor& tensor, c10
   for (std::size_t d = 0; d < sizes.size(); ++d) {
     TORCH_SYM_CHECK(sizes[d].sym_eq(shape[d]).sym_or(sizes[d].sym_eq(1)), op, ": expected ", name,
                     " with each size 1 or that of ", of, ", ", shape, ", got ", sizes);
+  }
+}
+
+// From the last dimension back, each size of `name` is 1 or that of `of`; with `both`, either may be 1.
+void check_trailing(const char* op, const char* name, const char* of, c10::SymIntArrayRef ours,
+                    c10::SymIntArrayRef theirs, bool both = false) {
+  TORCH_CHECK(both || theirs.size() <= ours.size(), op, ": expected ", name, " to broadcast to ", of, " of shape ",
+              ours, ", got ", theirs);
+  for (std::size_t d = 1; d <= std::min(ours.size(), theirs.size()); ++d) {
+    const auto &a = ours[ours.size() - d], &b = theirs[theirs.size() - d];
+    auto fits = b.sym_eq(1).sym_or(b.sym_eq(a));
+    if (both) fits = fits.sym_or(a.sym_eq(1));
+    TORCH_SYM_CHECK(fits, op, ": expected ", name, " to broadcast ", both ? "with" : "to", " ", of, " of shape ", ours,
+                    ", got ", theirs);
   }
 }
 
@@ -102,6 +117,18 @@ void check_rows(const RowArguments& rows, c10::SymIntArrayRef input_sizes) {
   }
 }
 
+void check_normalizer(const char* op, const OptionalTensor& normalizer, Reduction reduction, const Tensor& beside) {
+  if (!normalizer) return;
+  TORCH_CHECK_VALUE(reduction != Reduction::None && reduction != Reduction::Sum, op,
+                    ": expected a normalizer only with a mean for a reduction, got reduction '",
+                    reduction == Reduction::None ? "none" : "sum", "'");
+  check_beside(op, "normalizer", *normalizer, "input", beside);
+  TORCH_CHECK(normalizer->dim() == 0, op, ": expected normalizer to be a number or a 0-d tensor, got shape ",
+              normalizer->sym_sizes());
+  TORCH_CHECK_TYPE(!normalizer->is_complex() && normalizer->scalar_type() != at::kBool, op,
+                   ": expected normalizer of a real dtype, got ", normalizer->scalar_type());
+}
+
 std::int64_t class_dim(const char* op, std::int64_t dim, std::int64_t rank) {
   // The default, 1, is for [N, C, ...]; an unbatched [C] has no other dimension to mean.
   if (rank == 1 && dim == 1) return 0;
@@ -144,17 +171,7 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
     TORCH_SYM_CHECK(target_sizes[d].sym_eq(rows[d]), op, ": expected target of shape ", c10::SymIntArrayRef(rows),
                     ", the input's ", sizes, " without dim ", dim, ", got ", target_sizes);
   }
-  if (options.normalizer) {
-    const auto& normalizer = *options.normalizer;
-    TORCH_CHECK_VALUE(options.reduction == Reduction::Mean || options.reduction == Reduction::SequenceMean, op,
-                      ": expected a normalizer only with reduction 'mean' or 'sequence_mean', got reduction '",
-                      options.reduction == Reduction::None ? "none" : "sum", "'");
-    check_beside(op, "normalizer", normalizer, "input", input);
-    TORCH_CHECK(normalizer.dim() == 0, op, ": expected normalizer to be a number or a 0-d tensor, got shape ",
-                normalizer.sym_sizes());
-    TORCH_CHECK_TYPE(!normalizer.is_complex() && normalizer.scalar_type() != at::kBool, op,
-                     ": expected normalizer of a real dtype, got ", normalizer.scalar_type());
-  }
+  check_normalizer(op, options.normalizer, options.reduction, input);
   RowArguments arguments{
       op,  target,    mask, options.weight, options.sample_weight, options.class_mask, options.ignore_index,
       dim, sizes[dim]};
@@ -216,6 +233,110 @@ RowArguments check_check_targets(const Tensor& target, const c10::SymInt& num_cl
   return arguments;
 }
 
+namespace {
+
+void check_floating(const char* op, const char* name, const Tensor& tensor) {
+  const auto type = tensor.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
+                   ": expected ", name, " of dtype float32, float64, bfloat16 or float16, got ", type);
+}
+
+void check_pointwise_options(const char* op, c10::SymIntArrayRef shape, const Tensor& beside,
+                             const OptionalTensor& mask, const PointwiseOptions& options) {
+  const auto& [reduction, loss, weight, sample_weight, normalizer, numbers] = options;
+  const auto number = static_cast<std::int64_t>(reduction);
+  TORCH_CHECK_VALUE(number >= 0 && number <= static_cast<std::int64_t>(Reduction::BatchMean), op,
+                    ": expected reduction to be 0 'none', 1 'mean', 2 'sum', 3 'sequence_mean' or 4 'batchmean', got ",
+                    number);
+  constexpr auto of = "the loss";
+  if (mask) {
+    check_beside(op, "mask", *mask, "input", beside);
+    check_mask_dtype(op, "mask", *mask, "; weights of the elements are passed as sample_weight=");
+    check_broadcast(op, "mask", *mask, shape, of);
+  }
+  if (sample_weight) {
+    check_beside(op, "sample_weight", *sample_weight, "input", beside);
+    check_weight_dtype(op, "sample_weight", *sample_weight, "; what says which elements count is passed as mask=");
+    check_broadcast(op, "sample_weight", *sample_weight, shape, of);
+  }
+  if (weight) {
+    check_beside(op, "weight", *weight, "input", beside);
+    check_weight_dtype(op, "weight", *weight, "");
+    check_broadcast(op, "weight", *weight, shape, of);
+  }
+  check_normalizer(op, normalizer, reduction, beside);
+}
+
+}  // namespace
+
+PointwiseCall resolve_pointwise(PointwiseCall call) {
+  const auto* op = call.op;
+  auto& [name, input, target, other, mask, options] = call;
+  const auto& traits = pointwise_traits(options.loss);
+  check_layout(op, "input", input);
+  check_beside(op, "target", target, "input", input);
+  TORCH_CHECK_TYPE(!input.is_complex() && !target.is_complex(), op, ": expected real input and target, got ",
+                   input.scalar_type(), " and ", target.scalar_type());
+  auto type = at::result_type(input, target);
+  const auto sizes = input.sym_sizes(), target_sizes = target.sym_sizes();
+  c10::SymDimVector shape(sizes.begin(), sizes.end());
+  if (traits.broadcasts_target) {
+    shape = at::infer_size_symdimvector(sizes, target_sizes);
+  } else {
+    TORCH_CHECK(sizes.size() == target_sizes.size(), op, ": expected target of the input's shape ", sizes, ", got ",
+                target_sizes);
+    for (std::size_t d = 0; d < sizes.size(); ++d) {
+      TORCH_SYM_CHECK(sizes[d].sym_eq(target_sizes[d]), op, ": expected target of the input's shape ", sizes, ", got ",
+                      target_sizes);
+    }
+  }
+  if (other) {
+    const auto* other_name = traits.has_other_slope ? "var" : "pos_weight";
+    check_beside(op, other_name, *other, "input", input);
+    check_floating(op, other_name, *other);
+    if (traits.has_other_slope) {
+      // As torch: a variance for each element, or for each slice along the last dimension.
+      if (static_cast<std::size_t>(other->dim()) + 1 == sizes.size()) other = other->unsqueeze(-1);
+      check_broadcast(op, other_name, *other, shape, "input");
+    } else {
+      check_no_grad(op, other_name, other);
+      check_trailing(op, "pos_weight", "target", shape, other->sym_sizes());
+    }
+    type = at::promote_types(type, other->scalar_type());
+  }
+  TORCH_CHECK_TYPE(at::isFloatingType(type), op, ": expected input or target of a floating dtype, got ",
+                   input.scalar_type(), " and ", target.scalar_type());
+  check_pointwise_options(op, shape, input, mask, options);
+  check_no_grad(op, "normalizer", options.normalizer);
+  const auto prepare = [&](const Tensor& tensor) {
+    const auto converted = tensor.scalar_type() == type ? tensor : tensor.to(type);
+    return converted.sym_sizes().equals(shape) ? converted : converted.expand_symint(shape);
+  };
+  input = prepare(input);
+  target = prepare(target);
+  if (other) other = prepare(*other);
+  check_floating(op, "input", input);
+  return call;
+}
+
+void check_pointwise(const Tensor& input, const Tensor& target, const OptionalTensor& other, const OptionalTensor& mask,
+                     const PointwiseOptions& options) {
+  constexpr auto op = "_pointwise";
+  pointwise_traits(options.loss);
+  check_layout(op, "input", input);
+  check_floating(op, "input", input);
+  const auto check_alike = [&](const char* name, const Tensor& tensor) {
+    check_beside(op, name, tensor, "input", input);
+    TORCH_CHECK_TYPE(tensor.scalar_type() == input.scalar_type(), op, ": expected ", name, " of the input's dtype, ",
+                     input.scalar_type(), ", got ", tensor.scalar_type());
+    TORCH_CHECK(tensor.dim() == input.dim(), op, ": expected ", name, " of the input's rank, ", input.dim(), ", got ",
+                tensor.dim());
+  };
+  check_alike("target", target);
+  if (other) check_alike("other", *other);
+  check_pointwise_options(op, input.sym_sizes(), input, mask, options);
+}
+
 bool checks_values() {
   const char* value = std::getenv("MASKED_LOSS_CHECK");
   return value != nullptr && std::string_view(value) == "1";
@@ -225,12 +346,26 @@ void check_normalizer_value(double normalizer) {
   TORCH_CHECK_VALUE(!(normalizer < 0), "cross_entropy: expected normalizer of at least 0, got ", normalizer);
 }
 
-void throw_out_of_range(const RowArguments& arguments, std::int64_t row, std::int64_t index, std::int64_t classes) {
-  at::DimVector position(arguments.target.dim());
-  for (std::int64_t d = arguments.target.dim() - 1; d >= 0; --d) {
-    position[d] = row % arguments.target.size(d);
-    row /= arguments.target.size(d);
+namespace {
+
+at::DimVector position_of(std::int64_t element, at::IntArrayRef shape) {
+  at::DimVector position(shape.size());
+  for (auto d = static_cast<std::int64_t>(shape.size()) - 1; d >= 0; --d) {
+    position[d] = element % shape[d];
+    element /= shape[d];
   }
+  return position;
+}
+
+}  // namespace
+
+void throw_unfit(const char* requirement, at::IntArrayRef shape, std::int64_t at) {
+  TORCH_CHECK_VALUE(false, requirement, " where it is kept, got another value at position ",
+                    at::IntArrayRef(position_of(at, shape)));
+}
+
+void throw_out_of_range(const RowArguments& arguments, std::int64_t row, std::int64_t index, std::int64_t classes) {
+  const auto position = position_of(row, arguments.target.sizes());
   if (classes == std::numeric_limits<std::int64_t>::max()) {
     TORCH_CHECK_INDEX(false, arguments.op, ": expected kept targets of at least 0, got ", index, " at position ",
                       at::IntArrayRef(position));
@@ -256,31 +391,17 @@ void check_fill(const char* op, const Tensor& input, const Tensor& mask, const T
   }
 }
 
-// From the last dimension back, each size of `mask` is 1 or the input's; with `both`, either may be 1.
-void check_trailing(const char* op, const Tensor& input, const Tensor& mask, bool both) {
-  const auto ours = input.sym_sizes(), theirs = mask.sym_sizes();
-  TORCH_CHECK(both || theirs.size() <= ours.size(), op, ": expected mask to broadcast to input of shape ", ours,
-              ", got ", theirs);
-  for (std::size_t d = 1; d <= std::min(ours.size(), theirs.size()); ++d) {
-    const auto &a = ours[ours.size() - d], &b = theirs[theirs.size() - d];
-    auto fits = b.sym_eq(1).sym_or(b.sym_eq(a));
-    if (both) fits = fits.sym_or(a.sym_eq(1));
-    TORCH_SYM_CHECK(fits, op, ": expected mask to broadcast ", both ? "with" : "to", " input of shape ", ours, ", got ",
-                    theirs);
-  }
-}
-
 }  // namespace
 
 void check_masked_fill(const Tensor& input, const Tensor& mask, const Tensor* value) {
   check_fill("masked_fill", input, mask, value);
-  check_trailing("masked_fill", input, mask, /*both=*/true);
+  check_trailing("masked_fill", "mask", "input", input.sym_sizes(), mask.sym_sizes(), /*both=*/true);
 }
 
 void check_masked_fill_(const Tensor& input, const Tensor& mask, const Tensor* value) {
   constexpr auto op = "masked_fill_";
   check_fill(op, input, mask, value);
-  check_trailing(op, input, mask, /*both=*/false);
+  check_trailing(op, "mask", "input", input.sym_sizes(), mask.sym_sizes());
 }
 
 void check_memory_overlap(const Tensor& input, const Tensor& mask) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "ops.h"
+#include "pointwise_ops.h"
 
 namespace masked_loss {
 
@@ -37,6 +38,16 @@ bool checks_values();
 
 // The values of a normalizer, where it can be read without a wait.
 void check_normalizer_value(double normalizer);
+
+// Checks a call of a loss of elements, and gives it with input, target and other in one dtype and the loss's shape.
+PointwiseCall resolve_pointwise(PointwiseCall call);
+
+// Of the inner ops: operands as resolve_pointwise gives them.
+void check_pointwise(const Tensor& input, const Tensor& target, const OptionalTensor& other, const OptionalTensor& mask,
+                     const PointwiseOptions& options);
+
+// For a kept element that does not fit its formula: `at` counts the elements of the loss.
+[[noreturn]] void throw_unfit(const char* requirement, at::IntArrayRef shape, std::int64_t at);
 
 [[noreturn]] void throw_out_of_range(const RowArguments& arguments, std::int64_t row, std::int64_t index,
                                      std::int64_t classes);

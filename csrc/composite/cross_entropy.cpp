@@ -17,6 +17,7 @@
 #include <torch/library.h>
 
 #include "composite/masks.h"
+#include "composite/reduce.h"
 
 namespace masked_loss {
 namespace {
@@ -34,14 +35,6 @@ Tensor classes_over(const Tensor& tensor, std::int64_t dim, std::int64_t rank) {
 // The weights of the targets, [N, ...].
 Tensor gather_weight(const Tensor& weight, const Tensor& index) {
   return weight.gather(0, index.reshape({-1})).view_as(index);
-}
-
-// Sums over all but dim 0: one number a sequence, broadcastable with the rows.
-Tensor sequence_sum(const Tensor& rows) {
-  if (rows.dim() <= 1) return rows;
-  at::DimVector dims;
-  for (std::int64_t d = 1; d < rows.dim(); ++d) dims.push_back(d);
-  return rows.sum(dims, /*keepdim=*/true);
 }
 
 }  // namespace
@@ -64,32 +57,12 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
   weight = at::where(keep, weight, zero(weight));
   const auto target = rows.target.to(at::kLong);
   const Tensor index = at::where(keep, target, zero(target));
-  if (reduction == Reduction::None || reduction == Reduction::Sum) return {keep, index, weight};
-
   Tensor counted = weight;
   if (rows.weight) {
     counted = at::where(keep, counted * gather_weight(rows.weight->to(accumulation), index), zero(counted));
   }
-  // As the kernels: a sum of signed weights is 0 or not by its last digits.
-  const auto wide = rows.target.device().type() == at::kMPS ? at::kFloat : at::kDouble;
-  Tensor divisor;
-  if (reduction == Reduction::Mean) {
-    divisor = normalizer ? normalizer->to(wide) : counted.sum(wide);
-  } else {
-    const auto any = sequence_sum(keep.to(wide)).ne(0);
-    const auto sequences = normalizer ? normalizer->to(wide) : any.to(wide).sum();
-    divisor = sequence_sum(counted.to(wide)) * sequences;
-  }
-  // A divisor of 0 gives 0: the rows it is for are dropped.
-  keep = keep.logical_and(divisor.ne(0));
-  divisor = at::where(divisor.eq(0), at::ones_like(divisor), divisor);
-  return {keep, index, at::where(keep, (weight / divisor).to(accumulation), zero(weight))};
-}
-
-Tensor composite_reduce(const Tensor& losses, const CompositePlan& plan, Reduction reduction) {
-  const auto kept = at::where(plan.keep, losses, zero(losses));
-  const auto weighted = at::where(plan.keep, kept * plan.coefficient, zero(kept));
-  return reduction == Reduction::None ? weighted : weighted.sum();
+  auto [kept, coefficient] = composite_coefficient(keep, weight, counted, reduction, normalizer);
+  return {kept, index, coefficient};
 }
 
 Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
@@ -110,7 +83,8 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
     logits = at::where(excluded, at::full_like(logits, -std::numeric_limits<double>::infinity()), logits);
   }
   if (input.sym_size(dim).sym_eq(0).guard_bool(__FILE__, __LINE__)) {
-    return composite_reduce(zero(plan.coefficient), plan, options.reduction);  // no class, so no row is kept
+    return composite_reduce(zero(plan.coefficient), plan.keep, plan.coefficient,
+                            options.reduction);  // no class, so no row is kept
   }
   // Not at::logsumexp: its forward derivative cannot be differentiated again, and large logits would lose digits.
   const auto max = logits.detach().amax(dim, /*keepdim=*/true);
@@ -149,7 +123,7 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
     const auto infinite = at::full_like(loss, std::numeric_limits<double>::infinity());
     loss = loss + at::where(target_allowed.squeeze(dim), zero(loss), infinite);
   }
-  return composite_reduce(loss, plan, options.reduction);
+  return composite_reduce(loss, plan.keep, plan.coefficient, options.reduction);
 }
 
 Tensor composite_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,

@@ -13,9 +13,6 @@ struct CompositePlan {
 CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, const OptionalTensor& normalizer,
                              at::ScalarType accumulation);
 
-// Losses without a coefficient, [N, ...] -> the result in the accumulation dtype.
-Tensor composite_reduce(const Tensor& losses, const CompositePlan& plan, Reduction reduction);
-
 // Cross entropy in ATen ops: for functorch, forward-mode AD, double backward and devices without kernels of ours.
 // In the accumulation dtype.
 Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,

@@ -155,6 +155,40 @@ __device__ __forceinline__ void store_streaming(T* address, const Pack<T>& pack)
   __stcs(reinterpret_cast<uint4*>(address), bits);
 }
 
+// The same from any address.
+template <class T>
+__device__ __forceinline__ Pack<T> load_pack(const T* address, bool aligned) {
+  if (aligned) return load_streaming(address);
+  Pack<T> pack;
+#pragma unroll
+  for (int j = 0; j < Pack<T>::size; ++j) pack.values[j] = address[j];
+  return pack;
+}
+
+// A bit an element: the mask of a pack.
+template <int n>
+__device__ __forceinline__ unsigned mask_bits(const unsigned char* mask) {
+  unsigned bits = 0;
+#pragma unroll
+  for (int j = 0; j < n; ++j) bits |= unsigned(mask[j] != 0) << j;
+  return bits;
+}
+
+// The same by one load, where its address allows.
+template <int n>
+__device__ __forceinline__ unsigned load_mask_bits(const unsigned char* mask) {
+  if (reinterpret_cast<std::uintptr_t>(mask) % n != 0) return mask_bits<n>(mask);
+  alignas(16) unsigned char bytes[n];
+  using Word = std::conditional_t<n == 16, uint4, std::conditional_t<n == 8, uint2, unsigned>>;
+  if constexpr (n >= 4) {
+    const Word word = __ldcs(reinterpret_cast<const Word*>(mask));
+    memcpy(bytes, &word, n);
+    return mask_bits<n>(bytes);
+  } else {
+    return mask_bits<n>(mask);
+  }
+}
+
 // The value of the thread whose number differs in the bit `step`.
 template <class T>
 __device__ __forceinline__ T exchange(const T& value, int step) {

@@ -20,39 +20,6 @@ __device__ T fill_value(const MaskedFillWork& work) {
   return value;
 }
 
-// A bit an element: the mask of a pack.
-template <int n>
-__device__ __forceinline__ unsigned mask_bits(const unsigned char* mask) {
-  unsigned bits = 0;
-#pragma unroll
-  for (int j = 0; j < n; ++j) bits |= unsigned(mask[j] != 0) << j;
-  return bits;
-}
-
-// The same by one load, where its address allows.
-template <int n>
-__device__ __forceinline__ unsigned load_mask_bits(const unsigned char* mask) {
-  if (reinterpret_cast<std::uintptr_t>(mask) % n != 0) return mask_bits<n>(mask);
-  alignas(16) unsigned char bytes[n];
-  using Word = std::conditional_t<n == 16, uint4, std::conditional_t<n == 8, uint2, unsigned>>;
-  if constexpr (n >= 4) {
-    const Word word = __ldcs(reinterpret_cast<const Word*>(mask));
-    memcpy(bytes, &word, n);
-    return mask_bits<n>(bytes);
-  } else {
-    return mask_bits<n>(mask);
-  }
-}
-
-template <class T>
-__device__ __forceinline__ Pack<T> load_pack(const T* address, bool aligned) {
-  if (aligned) return load_streaming(address);
-  Pack<T> pack;
-#pragma unroll
-  for (int j = 0; j < Pack<T>::size; ++j) pack.values[j] = address[j];
-  return pack;
-}
-
 // kLanes threads take kLanes * kPacks packs of a line, and then those of another.
 template <class T, bool in_place, int kLanes>
 __global__ void __launch_bounds__(kThreads) fill_lines(MaskedFillWork work, std::int64_t parts, Quotient by_parts) {

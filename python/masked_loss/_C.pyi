@@ -24,5 +24,102 @@ def loss_normalizer(
     dim: int,
 ) -> Tensor: ...
 def check_targets(target: Tensor, num_classes: int, mask: Tensor | None, ignore_index: list[int]) -> Tensor: ...
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    reduction: int,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+) -> Tensor: ...
+def l1_loss(
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    reduction: int,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+) -> Tensor: ...
+def smooth_l1_loss(
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    reduction: int,
+    beta: float,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+) -> Tensor: ...
+def huber_loss(
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    reduction: int,
+    delta: float,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+) -> Tensor: ...
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    reduction: int,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+) -> Tensor: ...
+def binary_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    reduction: int,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+) -> Tensor: ...
+def kl_div(
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    reduction: int,
+    log_target: bool,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+) -> Tensor: ...
+def poisson_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    reduction: int,
+    log_input: bool,
+    full: bool,
+    eps: float,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+) -> Tensor: ...
+def gaussian_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    var: Tensor,
+    mask: Tensor | None,
+    reduction: int,
+    full: bool,
+    eps: float,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+) -> Tensor: ...
+def sigmoid_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    reduction: int,
+    alpha: float,
+    gamma: float,
+    sample_weight: Tensor | None,
+    normalizer: Tensor | None,
+) -> Tensor: ...
 def masked_fill(input: Tensor, mask: Tensor, value: complex | Tensor) -> Tensor: ...
 def masked_fill_(input: Tensor, mask: Tensor, value: complex | Tensor) -> None: ...

@@ -12,22 +12,70 @@ if torch.__version__.split(".")[:2] != built_for_torch.split(".")[:2]:
     )
 
 from . import distributed
-from .functional import check_targets, cross_entropy, loss_normalizer, masked_fill, masked_fill_
+from .functional import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    check_targets,
+    cross_entropy,
+    gaussian_nll_loss,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    loss_normalizer,
+    masked_fill,
+    masked_fill_,
+    mse_loss,
+    poisson_nll_loss,
+    sigmoid_focal_loss,
+    smooth_l1_loss,
+)
 from .masks import causal_mask, mask_from_ids, sequence_mask
-from .modules import CrossEntropyLoss
+from .modules import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    GaussianNLLLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    PoissonNLLLoss,
+    SigmoidFocalLoss,
+    SmoothL1Loss,
+)
 from .paths import cmake_prefix_path
 
 __all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
     "CrossEntropyLoss",
+    "GaussianNLLLoss",
+    "HuberLoss",
+    "KLDivLoss",
+    "L1Loss",
+    "MSELoss",
+    "PoissonNLLLoss",
+    "SigmoidFocalLoss",
+    "SmoothL1Loss",
     "__version__",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
     "causal_mask",
     "check_targets",
     "cmake_prefix_path",
     "cross_entropy",
     "distributed",
+    "gaussian_nll_loss",
+    "huber_loss",
+    "kl_div",
+    "l1_loss",
     "loss_normalizer",
     "mask_from_ids",
     "masked_fill",
     "masked_fill_",
+    "mse_loss",
+    "poisson_nll_loss",
     "sequence_mask",
+    "sigmoid_focal_loss",
+    "smooth_l1_loss",
 ]

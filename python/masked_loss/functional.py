@@ -4,54 +4,43 @@ Everywhere but in ``masked_fill`` a mask says what to *keep*: True (or any nonze
 of the loss, of its mean and of the gradient, whatever lies there.
 """
 
-import operator
 from typing import List, Optional, Union
 
 import torch
 from torch import Tensor
 
+from ._arguments import id_list, normalizer_tensor, reduction_number
 from ._dispatch import bound, scriptable, use_bound
+from .pointwise import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    gaussian_nll_loss,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    mse_loss,
+    poisson_nll_loss,
+    sigmoid_focal_loss,
+    smooth_l1_loss,
+)
 
-__all__ = ["check_targets", "cross_entropy", "loss_normalizer", "masked_fill", "masked_fill_"]
-
-
-def _reduction_number(op: str, reduction: str) -> int:
-    if reduction == "none":
-        return 0
-    if reduction == "mean":
-        return 1
-    if reduction == "sum":
-        return 2
-    if reduction == "sequence_mean":
-        return 3
-    raise ValueError(f"{op}: expected reduction to be 'none', 'mean', 'sum' or 'sequence_mean', got '{reduction}'")
-
-
-@torch.jit.unused
-def _checked_ids(op: str, argument: str, ids: Union[int, List[int]]) -> List[int]:
-    try:
-        # numpy's integers and tuples too, as torch takes them
-        return [operator.index(ids)] if hasattr(ids, "__index__") else [operator.index(i) for i in ids]
-    except TypeError:
-        raise TypeError(f"{op}: expected {argument} to be an int or a list of ints, got {ids!r}") from None
-
-
-def _id_list(op: str, argument: str, ids: Union[int, List[int]]) -> List[int]:
-    if isinstance(ids, int):
-        return [ids]
-    if not torch.jit.is_scripting():
-        return _checked_ids(op, argument, ids)
-    return ids
-
-
-def _normalizer_tensor(normalizer: Optional[Union[int, float, Tensor]], input: Tensor) -> Optional[Tensor]:
-    if normalizer is None:
-        return None
-    if isinstance(normalizer, Tensor):
-        return normalizer
-    # A fill on the device, where torch.tensor would be a copy from the host.
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    return torch.full([], normalizer, dtype=dtype, device=input.device)
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "check_targets",
+    "cross_entropy",
+    "gaussian_nll_loss",
+    "huber_loss",
+    "kl_div",
+    "l1_loss",
+    "loss_normalizer",
+    "masked_fill",
+    "masked_fill_",
+    "mse_loss",
+    "poisson_nll_loss",
+    "sigmoid_focal_loss",
+    "smooth_l1_loss",
+]
 
 
 @scriptable
@@ -118,9 +107,9 @@ def cross_entropy(
     >>> cross_entropy(logits, torch.tensor([0, 0, 1]), torch.tensor([True, True, False]))
     tensor(0.7201)
     """
-    number = _reduction_number("cross_entropy", reduction)
-    ids = _id_list("cross_entropy", "ignore_index", ignore_index)
-    divisor = _normalizer_tensor(normalizer, input)
+    number = reduction_number("cross_entropy", reduction)
+    ids = id_list("cross_entropy", "ignore_index", ignore_index)
+    divisor = normalizer_tensor(normalizer, input)
     smoothing = label_smoothing
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, class_mask, divisor):
@@ -164,7 +153,7 @@ def loss_normalizer(
     >>> loss_normalizer(torch.tensor([[0, 1], [2, -100]]), torch.tensor([[True], [True]]))
     tensor(3.)
     """
-    ids = _id_list("loss_normalizer", "ignore_index", ignore_index)
+    ids = id_list("loss_normalizer", "ignore_index", ignore_index)
     if not torch.jit.is_scripting():
         if use_bound(target, mask, weight, sample_weight, class_mask):
             return bound.loss_normalizer(target, mask, weight, sample_weight, class_mask, ids, dim)
@@ -195,7 +184,7 @@ def check_targets(
     >>> check_targets(torch.tensor([1, 7, 0]), 3, torch.tensor([True, False, True]))
     tensor([1, 7, 0])
     """
-    ids = _id_list("check_targets", "ignore_index", ignore_index)
+    ids = id_list("check_targets", "ignore_index", ignore_index)
     if not torch.jit.is_scripting():
         if use_bound(target, mask):
             return bound.check_targets(target, num_classes, mask, ids)

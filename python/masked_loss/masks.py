@@ -5,8 +5,8 @@ from typing import List, Optional, Union
 import torch
 from torch import Tensor
 
+from ._arguments import id_list
 from ._dispatch import scriptable
-from .functional import _id_list
 
 __all__ = ["causal_mask", "mask_from_ids", "sequence_mask"]
 
@@ -80,4 +80,4 @@ def mask_from_ids(tokens: Tensor, ids: Union[int, List[int]]) -> Tensor:
     tensor([[ True, False],
             [False,  True]])
     """
-    return torch.ops.masked_loss.mask_from_ids(tokens, _id_list("mask_from_ids", "ids", ids))
+    return torch.ops.masked_loss.mask_from_ids(tokens, id_list("mask_from_ids", "ids", ids))

@@ -1,12 +1,29 @@
 """``nn.Module`` shells of the functions."""
 
+from inspect import signature
 from typing import List, Optional, Union
 
 from torch import Tensor, nn
 
 from . import functional
+from ._arguments import id_list, reduction_number
 
-__all__ = ["CrossEntropyLoss"]
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "GaussianNLLLoss",
+    "HuberLoss",
+    "KLDivLoss",
+    "L1Loss",
+    "MSELoss",
+    "PoissonNLLLoss",
+    "SigmoidFocalLoss",
+    "SmoothL1Loss",
+]
+
+OptionalTensor = Optional[Tensor]
+Divisor = Optional[Union[int, float, Tensor]]
 
 
 class CrossEntropyLoss(nn.Module):
@@ -37,10 +54,10 @@ class CrossEntropyLoss(nn.Module):
         dim: int = 1,
     ) -> None:
         super().__init__()
-        functional._reduction_number("CrossEntropyLoss", reduction)
+        reduction_number("CrossEntropyLoss", reduction)
         self.register_buffer("weight", weight)
         self.register_buffer("class_mask", class_mask)
-        self.ignore_index: List[int] = functional._id_list("CrossEntropyLoss", "ignore_index", ignore_index)
+        self.ignore_index: List[int] = id_list("CrossEntropyLoss", "ignore_index", ignore_index)
         self.reduction = reduction
         self.label_smoothing = label_smoothing
         self.z_loss = z_loss
@@ -73,4 +90,361 @@ class CrossEntropyLoss(nn.Module):
         return (
             f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
             f"label_smoothing={self.label_smoothing}, z_loss={self.z_loss}, dim={self.dim}"
+        )
+
+
+class _PointwiseLoss(nn.Module):
+    """What the losses of elements share: their arguments by name, tensors among them as buffers.
+
+    Each one's ``forward`` takes what changes from batch to batch.
+    """
+
+    def __init__(self, reduction: str, **arguments: Union[float, OptionalTensor]) -> None:
+        super().__init__()
+        reduction_number(type(self).__name__, reduction, batchmean=isinstance(self, KLDivLoss))
+        self.reduction = reduction
+        for name, value in arguments.items():
+            if value is None or isinstance(value, Tensor):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value if isinstance(value, bool) else float(value))
+
+    def extra_repr(self) -> str:
+        arguments = {name: value for name, value in vars(self).items() if name in signature(type(self)).parameters}
+        return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
+class MSELoss(_PointwiseLoss):
+    """:func:`masked_loss.mse_loss` as a module.
+
+    Args:
+        reduction: as in the function.
+
+    >>> import torch
+    >>> MSELoss()(torch.zeros(2), torch.tensor([2.0, 9.0]), torch.tensor([True, False]))
+    tensor(4.)
+    """
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: OptionalTensor = None,
+        sample_weight: OptionalTensor = None,
+        normalizer: Divisor = None,
+    ) -> Tensor:
+        return functional.mse_loss(
+            input, target, mask, sample_weight=sample_weight, reduction=self.reduction, normalizer=normalizer
+        )
+
+
+class L1Loss(_PointwiseLoss):
+    """:func:`masked_loss.l1_loss` as a module.
+
+    Args:
+        reduction: as in the function.
+
+    >>> import torch
+    >>> L1Loss()(torch.zeros(2), torch.tensor([2.0, 9.0]), torch.tensor([True, False]))
+    tensor(2.)
+    """
+
+    def __init__(self, *, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: OptionalTensor = None,
+        sample_weight: OptionalTensor = None,
+        normalizer: Divisor = None,
+    ) -> Tensor:
+        return functional.l1_loss(
+            input, target, mask, sample_weight=sample_weight, reduction=self.reduction, normalizer=normalizer
+        )
+
+
+class SmoothL1Loss(_PointwiseLoss):
+    """:func:`masked_loss.smooth_l1_loss` as a module.
+
+    Args:
+        beta, reduction: as in the function.
+
+    >>> import torch
+    >>> SmoothL1Loss(beta=2.0)(torch.zeros(2), torch.tensor([1.0, 9.0]), torch.tensor([True, False]))
+    tensor(0.2500)
+    """
+
+    def __init__(self, *, beta: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(reduction, beta=beta)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: OptionalTensor = None,
+        sample_weight: OptionalTensor = None,
+        normalizer: Divisor = None,
+    ) -> Tensor:
+        return functional.smooth_l1_loss(
+            input,
+            target,
+            mask,
+            beta=self.beta,
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+            normalizer=normalizer,
+        )
+
+
+class HuberLoss(_PointwiseLoss):
+    """:func:`masked_loss.huber_loss` as a module.
+
+    Args:
+        delta, reduction: as in the function.
+
+    >>> import torch
+    >>> HuberLoss(delta=2.0)(torch.zeros(2), torch.tensor([3.0, 9.0]), torch.tensor([True, False]))
+    tensor(4.)
+    """
+
+    def __init__(self, *, delta: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(reduction, delta=delta)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: OptionalTensor = None,
+        sample_weight: OptionalTensor = None,
+        normalizer: Divisor = None,
+    ) -> Tensor:
+        return functional.huber_loss(
+            input,
+            target,
+            mask,
+            delta=self.delta,
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+            normalizer=normalizer,
+        )
+
+
+class BCEWithLogitsLoss(_PointwiseLoss):
+    """:func:`masked_loss.binary_cross_entropy_with_logits` as a module.
+
+    Args:
+        weight, pos_weight: as in the function; kept as buffers.
+        reduction: as in the function.
+
+    >>> import torch
+    >>> BCEWithLogitsLoss()(torch.zeros(2), torch.tensor([1.0, 9.0]), torch.tensor([True, False]))
+    tensor(0.6931)
+    """
+
+    weight: OptionalTensor
+    pos_weight: OptionalTensor
+
+    def __init__(
+        self, weight: OptionalTensor = None, *, pos_weight: OptionalTensor = None, reduction: str = "mean"
+    ) -> None:
+        super().__init__(reduction, weight=weight, pos_weight=pos_weight)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: OptionalTensor = None,
+        sample_weight: OptionalTensor = None,
+        normalizer: Divisor = None,
+    ) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(
+            input,
+            target,
+            mask,
+            weight=self.weight,
+            pos_weight=self.pos_weight,
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+            normalizer=normalizer,
+        )
+
+
+class BCELoss(_PointwiseLoss):
+    """:func:`masked_loss.binary_cross_entropy` as a module.
+
+    Args:
+        weight: as in the function; kept as buffers.
+        reduction: as in the function.
+
+    >>> import torch
+    >>> BCELoss()(torch.tensor([0.5, 9.0]), torch.ones(2), torch.tensor([True, False]))
+    tensor(0.6931)
+    """
+
+    weight: OptionalTensor
+
+    def __init__(self, weight: OptionalTensor = None, *, reduction: str = "mean") -> None:
+        super().__init__(reduction, weight=weight)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: OptionalTensor = None,
+        sample_weight: OptionalTensor = None,
+        normalizer: Divisor = None,
+    ) -> Tensor:
+        return functional.binary_cross_entropy(
+            input,
+            target,
+            mask,
+            weight=self.weight,
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+            normalizer=normalizer,
+        )
+
+
+class KLDivLoss(_PointwiseLoss):
+    """:func:`masked_loss.kl_div` as a module.
+
+    Args:
+        log_target, reduction: as in the function.
+
+    >>> import torch
+    >>> KLDivLoss(reduction="batchmean")(torch.tensor([-1.0, 9.0]), torch.ones(2), torch.tensor([True, False]))
+    tensor(1.)
+    """
+
+    def __init__(self, *, log_target: bool = False, reduction: str = "mean") -> None:
+        super().__init__(reduction, log_target=log_target)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: OptionalTensor = None,
+        sample_weight: OptionalTensor = None,
+        normalizer: Divisor = None,
+    ) -> Tensor:
+        return functional.kl_div(
+            input,
+            target,
+            mask,
+            log_target=self.log_target,
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+            normalizer=normalizer,
+        )
+
+
+class PoissonNLLLoss(_PointwiseLoss):
+    """:func:`masked_loss.poisson_nll_loss` as a module.
+
+    Args:
+        log_input, full, eps, reduction: as in the function.
+
+    >>> import torch
+    >>> PoissonNLLLoss()(torch.zeros(2), torch.tensor([3.0, 9.0]), torch.tensor([True, False]))
+    tensor(1.)
+    """
+
+    def __init__(
+        self, log_input: bool = True, full: bool = False, *, eps: float = 1e-8, reduction: str = "mean"
+    ) -> None:
+        super().__init__(reduction, log_input=log_input, full=full, eps=eps)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: OptionalTensor = None,
+        sample_weight: OptionalTensor = None,
+        normalizer: Divisor = None,
+    ) -> Tensor:
+        return functional.poisson_nll_loss(
+            input,
+            target,
+            mask,
+            log_input=self.log_input,
+            full=self.full,
+            eps=self.eps,
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+            normalizer=normalizer,
+        )
+
+
+class GaussianNLLLoss(_PointwiseLoss):
+    """:func:`masked_loss.gaussian_nll_loss` as a module.
+
+    Args:
+        full, eps, reduction: as in the function.
+
+    >>> import torch
+    >>> GaussianNLLLoss()(torch.zeros(2), torch.tensor([2.0, 9.0]), 1.0, torch.tensor([True, False]))
+    tensor(2.)
+    """
+
+    def __init__(self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> None:
+        super().__init__(reduction, full=full, eps=eps)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        var: Union[int, float, Tensor],
+        mask: OptionalTensor = None,
+        sample_weight: OptionalTensor = None,
+        normalizer: Divisor = None,
+    ) -> Tensor:
+        return functional.gaussian_nll_loss(
+            input,
+            target,
+            var,
+            mask,
+            full=self.full,
+            eps=self.eps,
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+            normalizer=normalizer,
+        )
+
+
+class SigmoidFocalLoss(_PointwiseLoss):
+    """:func:`masked_loss.sigmoid_focal_loss` as a module.
+
+    Args:
+        alpha, gamma, reduction: as in the function.
+
+    >>> import torch
+    >>> SigmoidFocalLoss()(torch.zeros(2), torch.tensor([1.0, 9.0]), torch.tensor([True, False]))
+    tensor(0.0433)
+    """
+
+    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
+        super().__init__(reduction, alpha=alpha, gamma=gamma)
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mask: OptionalTensor = None,
+        sample_weight: OptionalTensor = None,
+        normalizer: Divisor = None,
+    ) -> Tensor:
+        return functional.sigmoid_focal_loss(
+            input,
+            target,
+            mask,
+            alpha=self.alpha,
+            gamma=self.gamma,
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+            normalizer=normalizer,
         )

@@ -65,6 +65,23 @@ void masked_fill_(Tensor input, const Tensor& mask, const Value& value) {
   with_value(value, [&](const auto& v) { masked_loss::masked_fill_(input, mask, v); });
 }
 
+// A loss of elements; `Argument...` are the members of its options after the reduction, in their order.
+template <class... Argument, class Options>
+auto pointwise(Tensor (*loss)(const Tensor&, const Tensor&, const OptionalTensor&, const Options&)) {
+  return [loss](const Tensor& input, const Tensor& target, const OptionalTensor& mask, std::int64_t reduction,
+                Argument... argument, const OptionalTensor& sample_weight, const OptionalTensor& normalizer) {
+    return loss(input, target, mask,
+                Options{static_cast<masked_loss::Reduction>(reduction), argument..., sample_weight, normalizer});
+  };
+}
+
+Tensor gaussian_nll_loss(const Tensor& input, const Tensor& target, const Tensor& var, const OptionalTensor& mask,
+                         std::int64_t reduction, bool full, double eps, const OptionalTensor& sample_weight,
+                         const OptionalTensor& normalizer) {
+  return masked_loss::gaussian_nll_loss(
+      input, target, var, mask, {static_cast<masked_loss::Reduction>(reduction), full, eps, sample_weight, normalizer});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -77,6 +94,23 @@ PYBIND11_MODULE(_C, m) {
   def("loss_normalizer", loss_normalizer, "target", "mask", "weight", "sample_weight", "class_mask", "ignore_index",
       "dim");
   def("check_targets", check_targets, "target", "num_classes", "mask", "ignore_index");
+  const auto def_loss = [&def](const char* name, auto loss, auto... arguments) {
+    def(name, loss, "input", "target", "mask", "reduction", arguments..., "sample_weight", "normalizer");
+  };
+  namespace ml = masked_loss;
+  using Weight = const OptionalTensor&;
+  def_loss("mse_loss", pointwise<Weight>(ml::mse_loss), "weight");
+  def_loss("l1_loss", pointwise<Weight>(ml::l1_loss), "weight");
+  def_loss("smooth_l1_loss", pointwise<double>(ml::smooth_l1_loss), "beta");
+  def_loss("huber_loss", pointwise<double, Weight>(ml::huber_loss), "delta", "weight");
+  def_loss("binary_cross_entropy_with_logits", pointwise<Weight, Weight>(ml::binary_cross_entropy_with_logits),
+           "weight", "pos_weight");
+  def_loss("binary_cross_entropy", pointwise<Weight>(ml::binary_cross_entropy), "weight");
+  def_loss("kl_div", pointwise<bool>(ml::kl_div), "log_target");
+  def_loss("poisson_nll_loss", pointwise<bool, bool, double>(ml::poisson_nll_loss), "log_input", "full", "eps");
+  def_loss("sigmoid_focal_loss", pointwise<double, double>(ml::sigmoid_focal_loss), "alpha", "gamma");
+  def("gaussian_nll_loss", gaussian_nll_loss, "input", "target", "var", "mask", "reduction", "full", "eps",
+      "sample_weight", "normalizer");
   def("masked_fill", masked_fill, "input", "mask", "value");
   def("masked_fill_", masked_fill_, "input", "mask", "value");
 }

@@ -3,6 +3,7 @@
 An op joins by one row: it is differentiated, batched, compiled, exported, scripted, ... with each of its samples.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import grid
 import masked_loss
+import pointwise_grid
 import reference
 
 T, C = 4, 5
@@ -37,6 +39,12 @@ class Op:
     # torch's function whose dtype it has under autocast.
     namesake: Callable[..., Tensor] | None = None
     module: type[nn.Module] | None = None
+    # torch's loss that a model of C outputs trains with beside ours, what these become before, and their targets.
+    trained: Callable[..., Tensor] | None = None
+    head: Callable[[Tensor], Tensor] = lambda outputs: outputs
+    targets: Callable[[int], Tensor] = lambda size: torch.randint(C, (size,))
+    # Arguments whose derivatives are the composite's: graphs have plain ops instead of ours.
+    composed: tuple[str, ...] = ()
     # What a bug of torch blocks, and which.
     blocked: dict[str, str] = field(default_factory=dict)
     # More arguments for opcheck, which cover every pair of levels of two of them.
@@ -140,6 +148,88 @@ def filled_in_place(input: Tensor, mask: Tensor, value: Union[int, float, Tensor
     return masked_loss.masked_fill_(input.clone(), mask, value)
 
 
+def pointwise_samples(name: str, *variants: Arguments) -> dict[str, Callable[[int], Arguments]]:
+    """Every reduction, with all of the loss's arguments; `variants`: options in turns."""
+    options = (variants or ({},)) * 4
+
+    def batch(size: int, variant: Arguments) -> Arguments:
+        tensors = pointwise_grid.operands(name, (size, T), variant)
+        if name in ("kl_div", "poisson_nll_loss") and not variant.get("log_target"):
+            tensors["target"] += 0.1  # away from where t log t and Stirling's formula have a kink
+        differentiated = ("input", "var")
+        return {n: leaf(t) if n in differentiated else t for n, t in tensors.items()} | variant
+
+    def weights(size: int) -> Arguments:
+        arguments = batch(size, options[1])
+        if name in pointwise_grid.WEIGHTED:
+            arguments["weight"] = torch.rand(size, 1) + 0.1
+        if name == "binary_cross_entropy_with_logits":
+            arguments["pos_weight"] = torch.rand(T) + 0.5
+        return arguments | dict(mask=keep(size, 1).long(), sample_weight=torch.rand(size, T) + 0.1, reduction="none")
+
+    def differentiated_weights(size: int) -> Arguments:
+        arguments = batch(size, options[2])
+        leaf(arguments["target"])
+        if name in pointwise_grid.WEIGHTED:
+            arguments["weight"] = leaf(torch.rand(size, T) + 0.1)
+        return arguments | dict(mask=keep(size, T), sample_weight=leaf(torch.rand(size, 1) + 0.1), reduction="sum")
+
+    samples = {
+        "mean": lambda size: dict(batch(size, options[0]), mask=keep(size, T)),
+        "none weights": weights,
+        "sum differentiated weights": differentiated_weights,
+        "sequence_mean count": lambda size: dict(
+            batch(size, options[3]), mask=keep(size, T), reduction="sequence_mean", normalizer=torch.tensor(3.0)
+        ),
+    }
+    if name == "kl_div":
+        samples["batchmean"] = lambda size: dict(batch(size, {}), mask=keep(size, T), reduction="batchmean")
+    return samples
+
+
+def pointwise_grid_of(name: str) -> Iterator[Arguments]:
+    levels = {
+        **pointwise_grid.LEVELS,
+        "loss": (name,),
+        "dtype": (torch.float32, torch.bfloat16),
+        "shape": ("[]", "[7]", "[2, 3, 4, 5]", "[0, 3]"),
+        "mask": ("none", "bool", "int8", "broadcast"),
+        "weight": ("none", "full", "differentiable"),
+        "sample_weight": ("none", "broadcast", "differentiable"),
+        "normalizer": ("none", "tensor"),
+    }
+    for seed, case in enumerate(grid.covering_grid(levels)):
+        yield pointwise_grid.build(case, seed).arguments
+
+
+def pointwise_op(
+    name: str,
+    module: type[nn.Module],
+    *variants: Arguments,
+    namesake: Callable[..., Tensor] = F.mse_loss,
+    trained: Callable[..., Tensor] | None = None,
+    head: Callable[[Tensor], Tensor] = torch.clone,
+    grid: Callable[[], Iterator[Arguments]] | None = None,
+) -> Op:
+    """`namesake` is by default one that autocasts as all of these do; torch's own binary_cross_entropy refuses to on
+    CUDA, and its gaussian_nll_loss is made of several ops.
+    """
+    return Op(
+        name,
+        getattr(masked_loss, name),
+        functools.partial(reference.pointwise, name),
+        pointwise_samples(name, *variants),
+        refuses_grad=("pos_weight", "normalizer"),
+        namesake=lambda input, target, **_: namesake(input, target),
+        module=module,
+        composed=("target", "weight", "sample_weight"),
+        trained=trained,
+        head=head,
+        targets=lambda size: torch.rand(size, C),
+        grid=grid,
+    )
+
+
 def loss_normalizer(target: Tensor, mask: Optional[Tensor] = None, **options: Any) -> Tensor:
     return reference.loss_normalizer(target, C, mask, **options).float()
 
@@ -171,9 +261,57 @@ OPS = (
         cross_entropy_samples(),
         refuses_grad=("weight", "normalizer"),
         namesake=torch_cross_entropy,
+        trained=F.cross_entropy,
         module=masked_loss.CrossEntropyLoss,
         grid=cross_entropy_grid,
     ),
+    pointwise_op("mse_loss", masked_loss.MSELoss, trained=F.mse_loss),
+    pointwise_op("l1_loss", masked_loss.L1Loss, namesake=F.l1_loss, trained=F.l1_loss),
+    pointwise_op(
+        "smooth_l1_loss",
+        masked_loss.SmoothL1Loss,
+        {},
+        {"beta": 0.5},
+        namesake=F.smooth_l1_loss,
+        trained=F.smooth_l1_loss,
+    ),
+    pointwise_op("huber_loss", masked_loss.HuberLoss, {}, {"delta": 0.5}, namesake=F.huber_loss, trained=F.huber_loss),
+    pointwise_op(
+        "binary_cross_entropy_with_logits",
+        masked_loss.BCEWithLogitsLoss,
+        namesake=F.binary_cross_entropy_with_logits,
+        trained=F.binary_cross_entropy_with_logits,
+        grid=functools.partial(pointwise_grid_of, "binary_cross_entropy_with_logits"),
+    ),
+    pointwise_op("binary_cross_entropy", masked_loss.BCELoss, trained=F.binary_cross_entropy, head=torch.sigmoid),
+    pointwise_op(
+        "kl_div",
+        masked_loss.KLDivLoss,
+        {},
+        {"log_target": True},
+        namesake=F.kl_div,
+        trained=F.kl_div,
+        head=F.logsigmoid,
+    ),
+    pointwise_op(
+        "poisson_nll_loss",
+        masked_loss.PoissonNLLLoss,
+        {},
+        {"full": True},
+        {"log_input": False, "eps": 0.01},
+        namesake=F.poisson_nll_loss,
+        trained=F.poisson_nll_loss,
+        head=F.softplus,
+    ),
+    pointwise_op(
+        "gaussian_nll_loss",
+        masked_loss.GaussianNLLLoss,
+        {},
+        {"full": True},
+        {"eps": 0.01},
+        grid=functools.partial(pointwise_grid_of, "gaussian_nll_loss"),
+    ),
+    pointwise_op("sigmoid_focal_loss", masked_loss.SigmoidFocalLoss, {}, {"alpha": -1.0}, {"alpha": 0.5, "gamma": 1.5}),
     Op(
         "loss_normalizer",
         masked_loss.loss_normalizer,

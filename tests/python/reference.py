@@ -166,3 +166,74 @@ def loss_normalizer(target, classes, mask=None, *, weight=None, sample_weight=No
     if sample_weight is not None:
         each = each * flat_sample_weight.double()
     return each[keep].sum()
+
+
+def _focal(input, target, alpha=0.25, gamma=2.0, reduction="none"):
+    p = torch.sigmoid(input)
+    wrong = 1 - (target * p + (1 - target) * (1 - p))
+    losses = F.binary_cross_entropy_with_logits(input, target, reduction=reduction) * wrong**gamma
+    return losses * (alpha * target + (1 - alpha) * (1 - target)) if alpha >= 0 else losses
+
+
+# Losses of elements: torch's, and whether its mean divides by `weight`.
+POINTWISE = {
+    "mse_loss": (F.mse_loss, True),
+    "l1_loss": (F.l1_loss, True),
+    "smooth_l1_loss": (F.smooth_l1_loss, False),
+    "huber_loss": (F.huber_loss, False),
+    "binary_cross_entropy_with_logits": (F.binary_cross_entropy_with_logits, False),
+    "binary_cross_entropy": (F.binary_cross_entropy, False),
+    "kl_div": (F.kl_div, False),
+    "poisson_nll_loss": (F.poisson_nll_loss, False),
+    "gaussian_nll_loss": (F.gaussian_nll_loss, False),
+    "sigmoid_focal_loss": (_focal, False),
+}
+
+
+def kept_elements(shape, mask=None, sample_weight=None):
+    keep = torch.ones(shape, dtype=torch.bool)
+    if mask is not None:
+        keep = keep & (mask != 0)
+    if sample_weight is not None and not sample_weight.requires_grad:
+        keep = keep & (sample_weight != 0)
+    return keep
+
+
+def pointwise(
+    name,
+    input,
+    target,
+    mask=None,
+    *,
+    weight=None,
+    sample_weight=None,
+    reduction="mean",
+    normalizer=None,
+    **options,
+):
+    """A loss of elements in float64: torch's of `input[mask]`, `target[mask]`, then reduced."""
+    losses_of, counts_weight = POINTWISE[name]
+    shape = torch.broadcast_shapes(input.shape, target.shape)
+    keep = kept_elements(shape, mask, sample_weight)
+
+    def kept(tensor):
+        return tensor.double().expand(shape)[keep]
+
+    if isinstance(options.get("var"), torch.Tensor) and options["var"].dim() == len(shape) - 1:
+        options["var"] = options["var"].unsqueeze(-1)
+    options = {n: kept(value) if isinstance(value, torch.Tensor) else value for n, value in options.items()}
+    losses = losses_of(kept(input), kept(target), **options, reduction="none")
+    weights = torch.ones_like(losses)
+    if weight is not None:
+        losses, weights = losses * kept(weight), weights * kept(weight) if counts_weight else weights
+    if sample_weight is not None:
+        losses, weights = losses * kept(sample_weight), weights * kept(sample_weight)
+    if reduction == "none":
+        return torch.zeros(shape, dtype=torch.float64).masked_scatter(keep, losses)
+    sequences = torch.zeros(shape, dtype=torch.int64)
+    if shape:
+        sequences += torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    sequences = sequences[keep]
+    if reduction == "batchmean":
+        return _divide(losses.sum(), len(sequences.unique()) if normalizer is None else normalizer)
+    return _reduce(losses, weights, sequences, reduction, normalizer)

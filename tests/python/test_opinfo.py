@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import masked_loss
 from masked_loss import cross_entropy, masked_fill, masked_fill_
-from reference import assert_near, assert_same_bits
+from reference import RELATIVE, assert_near, assert_same_bits
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -179,6 +180,94 @@ def test_cross_entropy_errors():
     for input, target, arguments in errors:
         with pytest.raises((TypeError, ValueError, RuntimeError), match=r"^cross_entropy: expected "):
             cross_entropy(input, target, **arguments)
+
+
+# torch's names of what its samples pass by position.
+POINTWISE = {
+    "mse_loss": (),
+    "l1_loss": (),
+    "smooth_l1_loss": (),
+    "huber_loss": (),
+    "binary_cross_entropy_with_logits": ("weight",),
+    "binary_cross_entropy": ("weight",),
+    "kl_div": (),
+    "poisson_nll_loss": (),
+    "gaussian_nll_loss": ("var",),
+}
+
+
+def pointwise_samples(name, dtype):
+    """Arguments by name; of torch's own what ours does not have is left out: broadcast inputs of BCE."""
+    samples = []
+    for sample in op_info(f"nn.functional.{name}").sample_inputs("cpu", dtype, requires_grad=True):
+        arguments = dict(zip(("input", "target", *POINTWISE[name]), (sample.input, *sample.args), strict=False))
+        arguments |= sample.kwargs
+        if "binary" in name and arguments["input"].shape != arguments["target"].shape:
+            continue
+        weight = arguments.get("weight")
+        if isinstance(weight, torch.Tensor) and weight.dim() != arguments["input"].dim():
+            arguments["weight"] = weight.expand(arguments["input"].shape)
+        samples.append(arguments)
+    assert len(samples) >= 4
+    return samples
+
+
+def of_leaves(function, arguments, dtype, upstream=None):
+    """The loss, its gradients where the namesake has them, and the upstream one."""
+    given = {
+        name: value.detach().to(dtype).requires_grad_(name in ("input", "target", "var"))
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        else value
+        for name, value in arguments.items()
+    }
+    loss = function(**given)
+    if upstream is None:
+        upstream = torch.randn_like(loss)
+    leaves = [value for value in given.values() if isinstance(value, torch.Tensor) and value.requires_grad]
+    return loss, torch.autograd.grad(loss, leaves, upstream.to(loss.dtype)), upstream
+
+
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides", "ignore:Using a target size")
+@pytest.mark.parametrize("name", POINTWISE)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_pointwise(name, dtype, masked):
+    """torch's numbers in float64 without a mask, and on what a mask keeps with one."""
+    ours, theirs = getattr(masked_loss, name), getattr(F, name)
+    for arguments in pointwise_samples(name, dtype):
+        tensors = [n for n, value in arguments.items() if isinstance(value, torch.Tensor)]
+        shape = torch.broadcast_shapes(arguments["input"].shape, arguments["target"].shape)
+        if not masked:
+            reference = theirs
+            function = ours
+            if arguments.get("input").numel() == 0 or 0 in shape:
+                continue  # the mean of nothing
+        else:
+            mask = torch.rand(shape) < 0.6
+            if not mask.any() or arguments.get("reduction") in ("none", "batchmean"):
+                continue
+
+            def reference(mask=mask, tensors=tensors, **given):
+                def kept(n, tensor):
+                    if n == "var" and tensor.dim() == len(mask.shape) - 1:
+                        tensor = tensor.unsqueeze(-1)
+                    return tensor.expand(mask.shape)[mask]
+
+                return theirs(**{n: kept(n, v) if n in tensors else v for n, v in given.items()})
+
+            function = functools.partial(ours, mask=mask)
+        loss, gradients, upstream = of_leaves(function, arguments, dtype)
+        expected, wanted, _ = of_leaves(reference, arguments, torch.float64, upstream)
+        assert loss.dtype == dtype
+        assert_near(loss, expected, largest=1.0)
+        for gradient, exact in zip(gradients, wanted, strict=True):
+            if gradient.shape == shape and arguments.get("var") is None:
+                assert_near(gradient, exact, largest=1.0)
+            else:  # sums of what is rounded, whose terms cancel
+                largest = gradient.abs().max().item()
+                torch.testing.assert_close(
+                    gradient.double(), exact, rtol=4 * RELATIVE[dtype], atol=8 * largest * RELATIVE[dtype]
+                )
 
 
 def fill_samples(dtype, requires_grad=False):

@@ -4,3 +4,4 @@
 #include <masked_loss/cross_entropy.h>
 #include <masked_loss/masked_fill.h>
 #include <masked_loss/masks.h>
+#include <masked_loss/pointwise.h>

@@ -1,0 +1,264 @@
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <type_traits>
+
+#include "host_device.h"
+
+namespace masked_loss {
+
+// One element's loss, and its slopes in the input and in the third operand.
+template <class V>
+struct PointwiseTerms {
+  V value;
+  V input;
+  V other;
+};
+
+// The arithmetic of formulas on single numbers; the kernels of a CPU have the same on vectors.
+template <class A>
+struct ScalarMath {
+  using V = A;
+  MASKED_LOSS_HD static V abs(V x) { return std::fabs(x); }
+  MASKED_LOSS_HD static V exp(V x) { return std::exp(x); }
+  MASKED_LOSS_HD static V exp_of_negative(V x) { return std::exp(x); }  // of numbers that are not above 0
+  MASKED_LOSS_HD static V log(V x) { return std::log(x); }
+  MASKED_LOSS_HD static V log1p(V x) { return std::log1p(x); }
+  MASKED_LOSS_HD static V pow(V x, V y) { return std::pow(x, y); }
+  MASKED_LOSS_HD static bool less(V a, V b) { return a < b; }
+  MASKED_LOSS_HD static bool equal(V a, V b) { return a == b; }
+  MASKED_LOSS_HD static V where(bool condition, V a, V b) { return condition ? a : b; }
+};
+
+// A formula is the loss of an element of input x, target t and, where it has one, a third operand; `numbers` are its
+// own arguments. Masked elements are computed from safe values: whatever lies there is not looked at.
+namespace formula {
+
+template <class M>
+using V = typename M::V;
+
+// Keeps NaN, which comparisons drop; the sign of 0 is 0.
+template <class M>
+MASKED_LOSS_HD V<M> sign(V<M> d) {
+  return M::where(M::less(V<M>(0), d), V<M>(1), M::where(M::less(d, V<M>(0)), V<M>(-1), d));
+}
+
+struct Safe {
+  static constexpr double safe_input = 0, safe_target = 0, safe_other = 1;
+  static constexpr bool has_other_slope = false;
+  static constexpr bool broadcasts_target = true;
+  static constexpr bool counts_weight = false;         // whether a mean divides by the weights of the elements
+  static constexpr const char* requirement = nullptr;  // of kept values; where it does not hold the loss is NaN
+  static bool fits(double, double) { return true; }    // of input and other
+};
+
+struct Mse : Safe {
+  static constexpr bool counts_weight = true;
+
+  template <class M>
+  MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double*) {
+    const auto d = x - t;
+    return {d * d, d + d, V<M>(0)};
+  }
+};
+
+struct L1 : Safe {
+  static constexpr bool counts_weight = true;
+
+  template <class M>
+  MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double*) {
+    const auto d = x - t;
+    return {M::abs(d), sign<M>(d), V<M>(0)};
+  }
+};
+
+// numbers: beta
+struct SmoothL1 : Safe {
+  template <class M>
+  MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double* numbers) {
+    const V<M> beta(numbers[0]), half(0.5), d = x - t, z = M::abs(d);
+    const auto near = M::less(z, beta);
+    return {M::where(near, half * d * d / beta, z - half * beta), M::where(near, d / beta, sign<M>(d)), V<M>(0)};
+  }
+};
+
+// numbers: delta
+struct Huber : Safe {
+  template <class M>
+  MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double* numbers) {
+    const V<M> delta(numbers[0]), half(0.5), d = x - t, z = M::abs(d);
+    const auto near = M::less(z, delta);
+    return {M::where(near, half * d * d, delta * (z - half * delta)), M::where(near, d, delta * sign<M>(d)), V<M>(0)};
+  }
+};
+
+// The logistic function of x and of -x, and log(1 + exp(-|x|)), from one exponential.
+template <class M>
+struct Logistic {
+  V<M> positive, negative, log_term;
+
+  MASKED_LOSS_HD explicit Logistic(V<M> x) {
+    const V<M> e = M::exp_of_negative(V<M>(0) - M::abs(x)), larger = V<M>(1) / (V<M>(1) + e), smaller = e * larger;
+    const auto below = M::less(x, V<M>(0));
+    positive = M::where(below, smaller, larger);
+    negative = M::where(below, larger, smaller);
+    log_term = M::log1p(e);
+  }
+};
+
+template <class M>
+MASKED_LOSS_HD V<M> negative_part(V<M> x) {
+  return M::where(M::less(x, V<M>(0)), V<M>(0) - x, V<M>(0));
+}
+
+// The third operand is pos_weight.
+struct BinaryCrossEntropyWithLogits : Safe {
+  static constexpr bool broadcasts_target = false;
+  template <class M>
+  MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M> pos_weight, const double*) {
+    const Logistic<M> logistic(x);
+    const auto one = V<M>(1), weight = one + (pos_weight - one) * t;
+    return {(one - t) * x + weight * (logistic.log_term + negative_part<M>(x)),
+            (one - t) * logistic.positive - (t * pos_weight) * logistic.negative, V<M>(0)};
+  }
+};
+
+// Of probabilities; logarithms are at least -100, as torch's.
+struct BinaryCrossEntropy : Safe {
+  static constexpr bool broadcasts_target = false;
+  static constexpr double safe_input = 0.5;
+  static constexpr const char* requirement = "binary_cross_entropy: expected input in [0, 1]";
+  static bool fits(double x, double) { return !(x < 0 || x > 1); }
+
+  template <class M>
+  MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double*) {
+    const V<M> zero(0), one(1), least(-100);
+    const auto at_least = [&](V<M> log) { return M::where(M::less(log, least), least, log); };
+    const auto value = (t - one) * at_least(M::log1p(zero - x)) - t * at_least(M::log(x));
+    const V<M> product = x * (one - x), smallest(1e-12);
+    const auto slope = (x - t) / M::where(M::less(product, smallest), smallest, product);
+    const V<M> nan(std::numeric_limits<double>::quiet_NaN());
+    const auto fits = [&](V<M> y) { return M::where(M::less(x, zero), nan, M::where(M::less(one, x), nan, y)); };
+    return {fits(value), fits(slope), zero};
+  }
+};
+
+// The target is a probability.
+struct KlDiv : Safe {
+  static constexpr double safe_target = 1;  // where t log t has a slope
+  template <class M>
+  MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double*) {
+    const auto entropy = M::where(M::equal(t, V<M>(0)), V<M>(0), t * M::log(t));
+    return {entropy - t * x, V<M>(0) - t, V<M>(0)};
+  }
+};
+
+// The target is a logarithm.
+struct KlDivOfLogTarget : Safe {
+  template <class M>
+  MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double*) {
+    const auto p = M::exp(t);
+    return {p * (t - x), V<M>(0) - p, V<M>(0)};
+  }
+};
+
+// Stirling's formula for log t!, of targets above 1.
+template <class M>
+MASKED_LOSS_HD V<M> log_factorial(V<M> t) {
+  const V<M> half(0.5), two_pi(6.283185307179586);
+  return M::where(M::less(V<M>(1), t), t * M::log(t) - t + half * M::log(two_pi * t), V<M>(0));
+}
+
+// numbers: full, eps
+struct PoissonNll : Safe {
+  static constexpr double safe_input = 1;
+  template <class M>
+  MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double* numbers) {
+    const auto shifted = x + V<M>(numbers[1]);
+    auto value = x - t * M::log(shifted);
+    if (numbers[0] != 0) value = value + log_factorial<M>(t);
+    return {value, V<M>(1) - t / shifted, V<M>(0)};
+  }
+};
+
+// Of the logarithm of the rate. numbers: full
+struct PoissonNllOfLogInput : Safe {
+  template <class M>
+  MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double* numbers) {
+    const auto rate = M::exp(x);
+    auto value = rate - t * x;
+    if (numbers[0] != 0) value = value + log_factorial<M>(t);
+    return {value, rate - t, V<M>(0)};
+  }
+};
+
+// The third operand is the variance, at least eps. numbers: full, eps
+struct GaussianNll : Safe {
+  static constexpr bool has_other_slope = true;
+  static constexpr const char* requirement = "gaussian_nll_loss: expected var of at least 0";
+  static bool fits(double, double var) { return !(var < 0); }
+
+  template <class M>
+  MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M> var, const double* numbers) {
+    const V<M> zero(0), half(0.5), one(1), eps(numbers[1]), nan(std::numeric_limits<double>::quiet_NaN());
+    const auto v = M::where(M::less(var, zero), nan, M::where(M::less(var, eps), eps, var));
+    const auto d = x - t, slope = d / v;
+    auto value = half * (M::log(v) + d * slope);
+    if (numbers[0] != 0) value = value + V<M>(0.9189385332046727);  // log(2 pi) / 2
+    return {value, slope, half * (one / v - slope * slope)};
+  }
+};
+
+// Lin et al., Focal Loss for Dense Object Detection, 2017. numbers: alpha (below 0: none), gamma
+struct SigmoidFocal : Safe {
+  static constexpr bool broadcasts_target = false;
+  template <class M>
+  MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double* numbers) {
+    const V<M> one(1), alpha(numbers[0]), gamma(numbers[1]);
+    const Logistic<M> logistic(x);
+    const auto p = logistic.positive, q = logistic.negative;
+    const auto cross_entropy = (one - t) * x + logistic.log_term + negative_part<M>(x);
+    const auto cross_entropy_slope = (one - t) * p - t * q;
+    // wrong is 1 - p_t, which the loss is weighted with to the power of gamma
+    const auto wrong = t * q + (one - t) * p;
+    V<M> factor = one, factor_slope(0);
+    if (numbers[1] == 2) {
+      factor = wrong * wrong;
+      factor_slope = wrong + wrong;
+    } else if (numbers[1] != 0) {
+      const auto less_one = M::pow(wrong, gamma - one);
+      factor = less_one * wrong;
+      factor_slope = gamma * less_one;
+    }
+    const auto wrong_slope = (one - t - t) * p * q;
+    auto value = cross_entropy * factor;
+    auto slope = cross_entropy_slope * factor + cross_entropy * factor_slope * wrong_slope;
+    if (numbers[0] >= 0) {
+      const auto weight = alpha * t + (one - alpha) * (one - t);
+      value = value * weight;
+      slope = slope * weight;
+    }
+    return {value, slope, V<M>(0)};
+  }
+};
+
+}  // namespace formula
+
+// What `int loss` of the inner ops counts.
+using PointwiseFormulas =
+    std::tuple<formula::Mse, formula::L1, formula::SmoothL1, formula::Huber, formula::BinaryCrossEntropyWithLogits,
+               formula::BinaryCrossEntropy, formula::KlDiv, formula::KlDivOfLogTarget, formula::PoissonNll,
+               formula::PoissonNllOfLogInput, formula::GaussianNll, formula::SigmoidFocal>;
+
+template <class Formula, int index = 0>
+constexpr int formula_index() {
+  if constexpr (std::is_same_v<std::tuple_element_t<index, PointwiseFormulas>, Formula>) {
+    return index;
+  } else {
+    return formula_index<Formula, index + 1>();
+  }
+}
+
+}  // namespace masked_loss

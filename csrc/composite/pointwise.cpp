@@ -1,0 +1,193 @@
+#include "composite/pointwise.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/alias.h>
+#include <ATen/ops/binary_cross_entropy.h>
+#include <ATen/ops/clamp_min.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/l1_loss.h>
+#include <ATen/ops/log.h>
+#include <ATen/ops/logaddexp.h>
+#include <ATen/ops/mse_loss.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/poisson_nll_loss.h>
+#include <ATen/ops/pow.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/smooth_l1_loss.h>
+#include <ATen/ops/square.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/xlogy.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/library.h>
+
+#include <numbers>
+
+#include "autograd/paths.h"
+#include "composite/reduce.h"
+
+namespace masked_loss {
+namespace {
+
+using Numbers = std::vector<double>;
+constexpr auto none = at::Reduction::None;
+
+// The formulas, one for each of PointwiseFormulas.
+Tensor compose(formula::Mse, const Tensor& x, const Tensor& t, const Tensor&, const Numbers&) {
+  return at::mse_loss(x, t, none);
+}
+
+Tensor compose(formula::L1, const Tensor& x, const Tensor& t, const Tensor&, const Numbers&) {
+  return at::l1_loss(x, t, none);
+}
+
+Tensor compose(formula::SmoothL1, const Tensor& x, const Tensor& t, const Tensor&, const Numbers& numbers) {
+  return numbers[0] == 0 ? at::l1_loss(x, t, none) : at::smooth_l1_loss(x, t, none, numbers[0]);
+}
+
+Tensor compose(formula::Huber, const Tensor& x, const Tensor& t, const Tensor&, const Numbers& numbers) {
+  // Not at::huber_loss: its backward has no forward mode.
+  const double delta = numbers[0];
+  const auto d = x - t, z = d.abs();
+  return at::where(z.lt(delta), 0.5 * d.square(), delta * (z - 0.5 * delta));
+}
+
+// Of plain ops, which torch batches whatever the depth of vmap.
+Tensor cross_entropy_of_logits(const Tensor& x, const Tensor& t, const Tensor& pos_weight) {
+  const auto log_term = at::logaddexp(at::zeros_like(x), -x);
+  return (1 - t) * x + (pos_weight.defined() ? (1 + (pos_weight - 1) * t) * log_term : log_term);
+}
+
+Tensor compose(formula::BinaryCrossEntropyWithLogits, const Tensor& x, const Tensor& t, const Tensor& pos_weight,
+               const Numbers&) {
+  return cross_entropy_of_logits(x, t, pos_weight);
+}
+
+Tensor compose(formula::BinaryCrossEntropy, const Tensor& x, const Tensor& t, const Tensor&, const Numbers&) {
+  // Computed in the accumulation dtype, which is what autocast's refusal is about.
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  return at::binary_cross_entropy(x, t, std::nullopt, none);
+}
+
+Tensor compose(formula::KlDiv, const Tensor& x, const Tensor& t, const Tensor&, const Numbers&) {
+  return at::xlogy(t, t) - t * x;
+}
+
+Tensor compose(formula::KlDivOfLogTarget, const Tensor& x, const Tensor& t, const Tensor&, const Numbers&) {
+  return t.exp() * (t - x);
+}
+
+Tensor compose(formula::PoissonNll, const Tensor& x, const Tensor& t, const Tensor&, const Numbers& numbers) {
+  return at::poisson_nll_loss(x, t, /*log_input=*/false, numbers[0] != 0, numbers[1], none);
+}
+
+Tensor compose(formula::PoissonNllOfLogInput, const Tensor& x, const Tensor& t, const Tensor&, const Numbers& numbers) {
+  return at::poisson_nll_loss(x, t, /*log_input=*/true, numbers[0] != 0, /*eps=*/0, none);
+}
+
+Tensor compose(formula::GaussianNll, const Tensor& x, const Tensor& t, const Tensor& var, const Numbers& numbers) {
+  // As torch: the derivative is that at eps, where the variance is below.
+  const auto v = var + (at::clamp_min(var, numbers[1]) - var).detach();
+  const auto loss = 0.5 * (v.log() + (x - t).square() / v);
+  return numbers[0] != 0 ? loss + 0.5 * std::log(2 * std::numbers::pi) : loss;
+}
+
+Tensor compose(formula::SigmoidFocal, const Tensor& x, const Tensor& t, const Tensor&, const Numbers& numbers) {
+  const auto p = x.sigmoid(), wrong = t * (1 - p) + (1 - t) * p;
+  auto loss = cross_entropy_of_logits(x, t, Tensor());
+  if (numbers[1] != 0) loss = loss * wrong.pow(numbers[1]);
+  return numbers[0] >= 0 ? loss * (numbers[0] * t + (1 - numbers[0]) * (1 - t)) : loss;
+}
+
+using Compose = Tensor (*)(const Tensor&, const Tensor&, const Tensor&, const Numbers&);
+const Compose& composition(std::int64_t loss) {
+  static constexpr auto table = []<class... F>(std::tuple<F...>*) {
+    return std::array{+[](const Tensor& x, const Tensor& t, const Tensor& other, const Numbers& numbers) {
+      return compose(F(), x, t, other, numbers);
+    }...};
+  }(static_cast<PointwiseFormulas*>(nullptr));
+  return table[loss];
+}
+
+}  // namespace
+
+Tensor composite_pointwise(const PointwiseCall& call) {
+  const auto& options = call.options;
+  const auto& traits = pointwise_traits(options.loss);
+  const auto type = accumulation_type(call.input.scalar_type());
+  auto weight = at::ones_like(call.input, call.input.options().dtype(type)).detach();
+  auto keep = call.mask ? call.mask->ne(0).expand_symint(call.input.sym_sizes()) : weight.ne(0);
+  if (options.sample_weight) {
+    // A weight of 0 masks; one that is differentiated has a gradient there, so that its element is read.
+    const auto given = options.sample_weight->to(type);
+    if (!is_differentiated(options.sample_weight)) keep = keep.logical_and(given.ne(0));
+    weight = weight * given;
+  }
+  const auto safe = [&](const Tensor& tensor, double value) {
+    const auto wide = tensor.to(type);
+    return at::where(keep, wide, at::full_like(wide, value));
+  };
+  const auto or_zero = [&](const Tensor& tensor) { return at::where(keep, tensor, at::zeros_like(tensor)); };
+  weight = or_zero(weight);
+  const auto input = safe(call.input, traits.safe_input), target = safe(call.target, traits.safe_target);
+  const auto other = call.other ? safe(*call.other, traits.safe_other) : Tensor();
+  auto losses = composition(options.loss)(input, target, other, options.numbers);
+  auto counted = weight;
+  if (options.weight) {
+    const auto of_element = or_zero(options.weight->to(type).expand_symint(input.sym_sizes()));
+    losses = losses * of_element;
+    if (traits.counts_weight) counted = counted * of_element;
+  }
+  const auto [kept, coefficient] = composite_coefficient(keep, weight, counted, options.reduction, options.normalizer);
+  return composite_reduce(losses, kept, coefficient, options.reduction);
+}
+
+std::tuple<Tensor, Tensor> composite_pointwise_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                                                        const OptionalTensor& other, const OptionalTensor& mask,
+                                                        const PointwiseOptions& options) {
+  const bool create_graph = at::GradMode::is_enabled();
+  const at::AutoGradMode grad_mode(true);
+  // Aliases: the hooks of the user's tensors are for the gradients that the engine brings to them.
+  const auto variable = [](const Tensor& tensor) {
+    return tensor.requires_grad() ? at::alias(tensor) : tensor.detach().requires_grad_();
+  };
+  const bool both = pointwise_traits(options.loss).has_other_slope;
+  std::vector<Tensor> leaves{variable(input)};
+  if (both) leaves.push_back(variable(*other));
+  const auto given = both ? OptionalTensor(leaves[1]) : other;
+  const auto loss = composite_pointwise({"_pointwise", leaves[0], target, given, mask, options});
+  auto gradients = torch::autograd::grad({loss}, leaves, {grad.to(loss.scalar_type())}, std::nullopt, create_graph);
+  return {gradients[0], both ? gradients[1] : at::empty({0}, input.options())};
+}
+
+}  // namespace masked_loss
+
+namespace masked_loss::composite {
+namespace {
+
+// Below autograd: by the inner op where the device has its kernel.
+Tensor pointwise(const PointwiseCall& public_call) {
+  static const auto forward = PointwiseForward::find(PointwiseForward::name);
+  const auto call = resolve_pointwise(public_call);
+  const auto type = result_type(call.input);
+  if (!has_kernel(forward, call.input)) return composite_pointwise(call).to(type);
+  return PointwiseForward::call(forward, call.input, call.target, call.other, call.mask, call.options).to(type);
+}
+
+Tensor pointwise_batched(const PointwiseCall& public_call) {
+  const auto call = resolve_pointwise(public_call);
+  return composite_pointwise(call).to(result_type(call.input));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) { implement_pointwise<pointwise>(m); }
+
+TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
+  implement_pointwise<pointwise_batched>(m);
+  m.impl("_pointwise_backward", PointwiseBackward::kernel<composite_pointwise_backward>);
+}
+
+}  // namespace masked_loss::composite

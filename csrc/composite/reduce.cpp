@@ -1,0 +1,49 @@
+#include "composite/reduce.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+
+namespace masked_loss {
+namespace {
+
+Tensor zero(const Tensor& like) { return at::zeros_like(like); }
+
+// Sums over all but dim 0: one number a sequence, broadcastable with the losses.
+Tensor sequence_sum(const Tensor& losses) {
+  if (losses.dim() <= 1) return losses;
+  at::DimVector dims;
+  for (std::int64_t d = 1; d < losses.dim(); ++d) dims.push_back(d);
+  return losses.sum(dims, /*keepdim=*/true);
+}
+
+}  // namespace
+
+CompositeCoefficient composite_coefficient(const Tensor& keep, const Tensor& weight, const Tensor& counted,
+                                           Reduction reduction, const OptionalTensor& normalizer) {
+  if (reduction == Reduction::None || reduction == Reduction::Sum) return {keep, weight};
+  // As the kernels: a sum of signed weights is 0 or not by its last digits.
+  const auto wide = weight.device().type() == at::kMPS ? at::kFloat : at::kDouble;
+  Tensor divisor;
+  if (normalizer) {
+    divisor = normalizer->to(wide);
+  } else if (reduction == Reduction::Mean) {
+    divisor = counted.sum(wide);
+  } else {
+    divisor = sequence_sum(keep.to(wide)).ne(0).to(wide).sum();
+  }
+  if (reduction == Reduction::SequenceMean) divisor = sequence_sum(counted.to(wide)) * divisor;
+  // A divisor of 0 gives 0: what it is for is dropped.
+  const auto kept = keep.logical_and(divisor.ne(0));
+  divisor = at::where(divisor.eq(0), at::ones_like(divisor), divisor);
+  return {kept, at::where(kept, (weight / divisor).to(weight.scalar_type()), zero(weight))};
+}
+
+Tensor composite_reduce(const Tensor& losses, const Tensor& keep, const Tensor& coefficient, Reduction reduction) {
+  const auto kept = at::where(keep, losses, zero(losses));
+  const auto weighted = at::where(keep, kept * coefficient, zero(kept));
+  return reduction == Reduction::None ? weighted : weighted.sum();
+}
+
+}  // namespace masked_loss

@@ -1,0 +1,20 @@
+#pragma once
+
+#include "common/checks.h"
+
+namespace masked_loss {
+
+struct CompositeCoefficient {
+  Tensor keep;         // bool, less what a divisor of 0 drops
+  Tensor coefficient;  // 0 where masked
+};
+
+// What a kept loss of `weight` is multiplied with for the reduction, differentiable in the weights; a mean divides by
+// the sum of `counted`. All have the shape of the losses, and are 0 where masked.
+CompositeCoefficient composite_coefficient(const Tensor& keep, const Tensor& weight, const Tensor& counted,
+                                           Reduction reduction, const OptionalTensor& normalizer);
+
+// Losses without a coefficient -> the result.
+Tensor composite_reduce(const Tensor& losses, const Tensor& keep, const Tensor& coefficient, Reduction reduction);
+
+}  // namespace masked_loss

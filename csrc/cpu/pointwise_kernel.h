@@ -1,0 +1,40 @@
+#pragma once
+
+#include "common/pointwise_work.h"
+#include "cpu/capability.h"
+
+namespace masked_loss::cpu {
+
+template <class A>
+struct PointwiseKernel {
+  // The sum of the losses of [begin, end), and its outputs; slopes are multiplied with `factor`.
+  double (*run)(const PointwiseWork<A>& work, A factor, std::int64_t begin, std::int64_t end);
+};
+
+template <class A>
+struct PointwiseKernelsOf {
+  PointwiseKernel<A> formulas[kPointwiseFormulas];
+  // The sum of the kept sample weights of [begin, end), times the weights where those are given.
+  PointwiseSum (*weigh)(const PointwiseWork<A>& work, std::int64_t begin, std::int64_t end);
+  // The first kept element of [begin, end) that does not fit the formula, or end.
+  std::int64_t (*find_unfit)(const PointwiseWork<A>& work, bool (*fits)(double, double), std::int64_t begin,
+                             std::int64_t end);
+};
+
+struct PointwiseKernels {
+  PointwiseKernelsOf<float> of_float;
+  PointwiseKernelsOf<double> of_double;
+
+  template <class A>
+  const auto& of() const {
+    if constexpr (std::is_same_v<A, float>) {
+      return of_float;
+    } else {
+      return of_double;
+    }
+  }
+};
+
+MASKED_LOSS_KERNELS(const PointwiseKernels& pointwise_kernels());
+
+}  // namespace masked_loss::cpu

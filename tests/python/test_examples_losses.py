@@ -1,0 +1,37 @@
+"""The examples of losses of elements, run as a user runs them: the numbers that prove the mask."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def output_of(name, *options):
+    command = [sys.executable, EXAMPLES / name, *options]
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def numbers(pattern, text):
+    found = re.findall(pattern, text)
+    assert found, f"no {pattern!r} in:\n{text}"
+    return [float(number) for number in found]
+
+
+def test_masked_regression():
+    printed = output_of("masked_regression_gru.py", "--steps=15")
+    (difference,) = numbers(r"Difference: (\S+)", printed)
+    assert difference < 1e-6
+    losses = numbers(r"step +\d+: loss (\S+)", printed)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_unknown_labels():
+    printed = output_of("multilabel_unknown.py", "--steps=30")
+    assert numbers(r"Difference: (\S+)", printed)[0] < 1e-6
+    assert numbers(r"not 0 at unknown labels: (\d+)", printed) == [0]
+    as_zero, masked = numbers(r": (\S+)% of the unknown labels", printed)
+    assert masked > as_zero + 20

@@ -1,0 +1,489 @@
+"""The losses of elements: torch's numbers without a mask, what is masked is absent and never read, every argument."""
+
+import functools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import grid
+import masked_loss
+import pointwise_grid
+import reference
+from pointwise_grid import BROADCASTING, LOSSES, OPTIONS, WEIGHTED, operands
+from reference import RELATIVE, assert_near, assert_positive_zero, assert_same_bits
+
+CASES = list(enumerate(grid.covering_grid(pointwise_grid.LEVELS)))
+IDS = [f"{seed} {grid.case_id(case)}" for seed, case in CASES]
+GARBAGE = (math.nan, math.inf, -math.inf, -3.0, 1e30)
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "sequence_mean": 3, "batchmean": 4}
+
+every_loss = pytest.mark.parametrize("name", LOSSES)
+every_variant = pytest.mark.parametrize(
+    ("name", "options"), [(name, options) for name in LOSSES for options in OPTIONS[name]], ids=str
+)
+every_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    """The calls are small."""
+    with threads(1):
+        yield
+
+
+def ours(name):
+    return getattr(masked_loss, name)
+
+
+def theirs(name):
+    return reference.POINTWISE[name][0]
+
+
+def differentiable(name):
+    return ["input", "target"] + ["var"] * (name == "gaussian_nll_loss")
+
+
+def sample(name, shape=(4, 6), dtype=torch.float32, leaves=("input",), **options):
+    """New arguments of a loss."""
+    tensors = {n: t.to(dtype) for n, t in operands(name, shape, options).items()}
+    return {n: t.requires_grad_(n in leaves) for n, t in tensors.items()} | options
+
+
+def loss_and_gradients(function, arguments, upstream=None):
+    loss = function(**arguments)
+    leaves = {n: t for n, t in arguments.items() if isinstance(t, torch.Tensor) and t.requires_grad}
+    if upstream is None and loss.dim():
+        upstream = torch.ones_like(loss)
+    return loss.detach(), dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()), upstream), strict=True))
+
+
+class TestNoMaskNoDifference:
+    @every_variant
+    @every_reduction
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("mask", [None, torch.ones(4, 6, dtype=torch.bool)], ids=["no mask", "all kept"])
+    def test_is_torch(self, name, options, reduction, dtype, mask):
+        arguments = sample(name, dtype=dtype, leaves=differentiable(name), **options)
+        upstream = torch.randn(4, 6, dtype=dtype) if reduction == "none" else torch.randn([], dtype=dtype)
+        if name == "sigmoid_focal_loss":  # not in torch: the reference's has no reduction of its own
+            expected_function = functools.partial(reference.pointwise, name, reduction=reduction)
+            upstream = upstream.double()
+        else:
+            expected_function = functools.partial(theirs(name), reduction=reduction)
+        expected, wanted = loss_and_gradients(expected_function, arguments, upstream)
+        loss, gradients = loss_and_gradients(
+            functools.partial(ours(name), mask=mask, reduction=reduction), arguments, upstream.to(dtype)
+        )
+        tolerance = dict(rtol=2e-6, atol=1e-6) if dtype == torch.float32 else dict(rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(loss, expected.to(dtype), **tolerance)
+        assert loss.dtype == dtype
+        for argument, gradient in gradients.items():
+            # NaN where torch's is: t log t and Stirling's formula at targets of 0.
+            torch.testing.assert_close(gradient, wanted[argument], **tolerance, equal_nan=True)
+
+    @pytest.mark.parametrize("name", WEIGHTED)
+    @every_reduction
+    def test_weight(self, name, reduction):
+        arguments = sample(name) | {"weight": torch.rand(4, 6) + 0.1}
+        if name == "binary_cross_entropy_with_logits":
+            arguments["pos_weight"] = torch.rand(6) + 0.5
+        expected, wanted = loss_and_gradients(functools.partial(theirs(name), reduction=reduction), arguments)
+        loss, gradients = loss_and_gradients(functools.partial(ours(name), reduction=reduction), arguments)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradients["input"], wanted["input"])
+
+    @pytest.mark.parametrize("log_target", [False, True])
+    def test_batchmean(self, log_target):
+        arguments = sample("kl_div", log_target=log_target)
+        expected = F.kl_div(**arguments, reduction="batchmean")
+        torch.testing.assert_close(masked_loss.kl_div(**arguments, reduction="batchmean"), expected)
+
+    @every_loss
+    def test_result_has_the_dtype_that_torch_promotes_to(self, name):
+        for a in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            for b in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+                arguments = sample(name, dtype=torch.float64)
+                arguments |= {"input": arguments["input"].detach().to(a), "target": arguments["target"].to(b)}
+                if "var" in arguments:
+                    arguments["var"] = arguments["var"].to(a)
+                loss = ours(name)(**arguments)
+                assert loss.dtype == torch.promote_types(a, b)
+                wide = {n: v.double() if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
+                assert_near(loss, reference.pointwise(name, **wide))
+
+    @pytest.mark.parametrize("name", ["mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss", "poisson_nll_loss"])
+    def test_integer_targets_promote(self, name):
+        x, target = torch.rand(4, 6), torch.randint(5, (4, 6))
+        torch.testing.assert_close(ours(name)(x, target), theirs(name)(x, target.float()))
+
+    @pytest.mark.parametrize(
+        "shapes", [((4, 6), (4, 1)), ((4, 1), (4, 6)), ((4, 6), (6,)), ((1, 6), (3, 4, 1))], ids=str
+    )
+    @pytest.mark.parametrize("name", [name for name in BROADCASTING if name != "gaussian_nll_loss"])
+    @pytest.mark.filterwarnings("ignore:Using a target size")
+    def test_targets_broadcast(self, name, shapes):
+        arguments = {n: operands(name, shape, {})[n] for n, shape in zip(("input", "target"), shapes, strict=True)}
+        arguments = {n: t.requires_grad_() for n, t in arguments.items()}
+        expected, wanted = loss_and_gradients(theirs(name), arguments)
+        loss, gradients = loss_and_gradients(ours(name), arguments)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradients, wanted, equal_nan=True)
+
+    @pytest.mark.parametrize("sizes", [(4, 6), (4, 1), (4,), None])
+    @pytest.mark.parametrize("full", [False, True])
+    def test_variances(self, sizes, full):
+        x, target = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6)
+        var = 0.7 if sizes is None else torch.rand(sizes) + 0.2
+        expected, wanted = loss_and_gradients(F.gaussian_nll_loss, dict(input=x, target=target, var=var, full=full))
+        loss, gradients = loss_and_gradients(
+            masked_loss.gaussian_nll_loss, dict(input=x, target=target, var=var, full=full)
+        )
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradients, wanted)
+
+    def test_a_variance_below_eps_has_torchs_gradient(self):
+        x, target = torch.randn(5, requires_grad=True), torch.randn(5)
+        var = torch.tensor([0.0, 1e-7, 0.05, 0.1, 2.0], requires_grad=True)
+        arguments = dict(input=x, target=target, var=var, eps=0.1)
+        expected, wanted = loss_and_gradients(F.gaussian_nll_loss, arguments)
+        loss, gradients = loss_and_gradients(masked_loss.gaussian_nll_loss, arguments)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradients, wanted)
+
+    def test_probabilities_of_0_and_1(self):
+        x = torch.tensor([0.0, 0.0, 1.0, 1.0, 1e-30, 0.5], requires_grad=True)
+        target = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.25])
+        for reduction in ("none", "sum"):
+            expected, wanted = loss_and_gradients(
+                functools.partial(F.binary_cross_entropy, reduction=reduction), dict(input=x, target=target)
+            )
+            loss, gradients = loss_and_gradients(
+                functools.partial(masked_loss.binary_cross_entropy, reduction=reduction), dict(input=x, target=target)
+            )
+            torch.testing.assert_close(loss, expected)
+            torch.testing.assert_close(gradients, wanted)
+
+    def test_large_logits(self):
+        x = torch.tensor([-200.0, -90.0, -1e-3, 0.0, 40.0, 90.0, 1e30], requires_grad=True)
+        for target in (torch.zeros(7), torch.ones(7), torch.full((7,), 0.25)):
+            arguments = dict(input=x, target=target)
+            for name in ("binary_cross_entropy_with_logits", "sigmoid_focal_loss"):
+                expected, wanted = loss_and_gradients(functools.partial(theirs(name), reduction="none"), arguments)
+                loss, gradients = loss_and_gradients(functools.partial(ours(name), reduction="none"), arguments)
+                torch.testing.assert_close(loss, expected)
+                if name != "sigmoid_focal_loss":  # whose plain formula loses its gradient where p is 1
+                    torch.testing.assert_close(gradients, wanted)
+                assert gradients["input"].isfinite().all()
+
+
+class TestMaskedIsAbsent:
+    @pytest.mark.parametrize(("seed", "case"), CASES, ids=IDS)
+    def test_against_reference(self, seed, case):
+        call = pointwise_grid.build(case, seed)
+        loss, gradients = pointwise_grid.run(ours(call.name), call)
+        expected, wanted = pointwise_grid.run(
+            functools.partial(reference.pointwise, call.name), pointwise_grid.in_double(call)
+        )
+        assert loss.dtype == (call.upstream.dtype if call.upstream is not None else result_dtype(call))
+        assert_near(loss, expected, **allowance(call))
+        for argument, gradient in gradients.items():
+            assert gradient.dtype == call.arguments[argument].dtype
+            coarser = max((gradient.dtype, loss.dtype, call.arguments["input"].dtype), key=RELATIVE.get)
+            assert_near(gradient, wanted[argument], coarser, 1.0 if argument != "input" else 0.0)
+
+    @pytest.mark.parametrize(("seed", "case"), CASES, ids=IDS)
+    def test_torch_ops_and_bound_function_are_one(self, seed, case):
+        call = pointwise_grid.build(case, seed)
+        loss, gradients = pointwise_grid.run(ours(call.name), call)
+        other, other_gradients = pointwise_grid.run(functools.partial(by_torch_ops, call.name), call)
+        assert_same_bits(loss, other)
+        for argument, gradient in gradients.items():
+            assert_same_bits(gradient, other_gradients[argument])
+
+    @every_variant
+    def test_is_the_loss_of_what_is_kept(self, name, options):
+        arguments, mask = sample(name, leaves=differentiable(name), **options), torch.rand(4, 6) < 0.5
+        kept = {n: v[mask] if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
+        expected = ours(name)(**kept)
+        loss = ours(name)(**arguments, mask=mask)
+        torch.testing.assert_close(loss, expected)
+
+
+def result_dtype(call):
+    tensors = [call.arguments[n] for n in ("input", "target", "var", "pos_weight") if n in call.arguments]
+    return functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+
+
+def allowance(call):
+    """Terms of both signs may cancel in a sum."""
+    return dict(largest=1.0)
+
+
+def by_torch_ops(name, input, target, *, var=None, mask=None, reduction="mean", normalizer=None, **options):
+    if isinstance(normalizer, float):
+        accumulation = torch.float64 if input.dtype == torch.float64 else torch.float32
+        normalizer = torch.tensor(normalizer, dtype=accumulation)
+    operands = (input, target) if var is None else (input, target, var)
+    op = getattr(torch.ops.masked_loss, name)
+    return op(*operands, mask, REDUCTIONS[reduction], normalizer=normalizer, **options)
+
+
+def poisoned(tensor, mask, start=0):
+    """With garbage where the mask is False."""
+    dropped = (~mask).nonzero().tolist()
+    dirty = tensor.detach().clone()
+    for number, position in enumerate(dropped):
+        dirty[tuple(position)] = GARBAGE[(number + start) % len(GARBAGE)]
+    return dirty.requires_grad_(tensor.requires_grad)
+
+
+class TestMaskedIsNeverRead:
+    @every_variant
+    @pytest.mark.parametrize("reduction", REDUCTIONS)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("path", ["kernel", "composite"])
+    def test_garbage_changes_no_bit(self, name, options, reduction, dtype, path):
+        if reduction == "batchmean" and name != "kl_div":
+            return
+        leaves = ["input"] + ["var"] * (name == "gaussian_nll_loss") + ["target"] * (path == "composite")
+        shape = (9, 33)  # registers and a tail
+        arguments = sample(name, shape, dtype, leaves, **options)
+        mask = torch.rand(shape) < 0.5
+        mask[2], mask[3] = False, True
+        weights = {"sample_weight": torch.rand(shape) + 0.1} | (
+            {"weight": torch.rand(shape)} if name in WEIGHTED else {}
+        )
+        dirty = {
+            n: poisoned(t, mask, n == "target") if n in ("input", "target", "var") else t for n, t in arguments.items()
+        }
+        dirty_weights = {n: poisoned(w, mask) for n, w in weights.items()}
+        upstream = torch.randn(shape).to(dtype) if reduction == "none" else None
+        dirty_upstream = None if upstream is None else poisoned(upstream, mask)
+        function = functools.partial(ours(name), mask=mask, reduction=reduction)
+        loss, gradients = loss_and_gradients(functools.partial(function, **weights), arguments, upstream)
+        other, other_gradients = loss_and_gradients(functools.partial(function, **dirty_weights), dirty, dirty_upstream)
+        assert_same_bits(other, loss)
+        if reduction == "none":
+            assert_positive_zero(loss[~mask])
+        for argument, gradient in gradients.items():
+            assert_same_bits(other_gradients[argument], gradient)
+            assert_positive_zero(other_gradients[argument][~mask])
+            assert gradient[mask].ne(0).any()
+
+    @every_loss
+    def test_a_sample_weight_of_0_masks(self, name):
+        mask = torch.rand(4, 6) < 0.5
+        arguments = sample(name)
+        dirty = {n: poisoned(t, mask) for n, t in arguments.items()}
+        by_mask, gradient = loss_and_gradients(functools.partial(ours(name), mask=mask), arguments)
+        by_weight, other = loss_and_gradients(functools.partial(ours(name), sample_weight=mask.float()), dirty)
+        assert_same_bits(by_weight, by_mask)
+        assert_same_bits(other["input"], gradient["input"])
+
+    @every_loss
+    def test_upstream_garbage_at_masked_outputs_reaches_no_weight(self, name):
+        mask = torch.rand(4, 6) < 0.5
+        arguments = sample(name) | {"sample_weight": torch.rand(4, 6, requires_grad=True), "mask": mask}
+        upstream = torch.randn(4, 6)
+        function = functools.partial(ours(name), reduction="none")
+        _, clean = loss_and_gradients(function, arguments, upstream)
+        _, dirty = loss_and_gradients(function, arguments, poisoned(upstream, mask))
+        for argument, gradient in clean.items():
+            assert_same_bits(dirty[argument], gradient)
+            assert_positive_zero(dirty[argument][~mask])
+
+
+class TestNothingKept:
+    @every_loss
+    @pytest.mark.parametrize("reduction", REDUCTIONS)
+    @pytest.mark.parametrize("how", ["mask", "sample_weight", "empty", "normalizer", "weights that cancel"])
+    def test_is_0_with_a_zero_gradient(self, name, reduction, how):
+        if reduction == "batchmean" and name != "kl_div":
+            return
+        shape = (0, 6) if how == "empty" else (4, 6)
+        arguments = sample(name, shape)
+        signs = torch.tensor([1.0, -1.0]).repeat(12).reshape(4, 6)
+        arguments |= {
+            "mask": {"mask": torch.zeros(shape, dtype=torch.bool)},
+            "sample_weight": {"sample_weight": torch.zeros(4, 1)},
+            "empty": {},
+            "normalizer": {"mask": torch.zeros(shape, dtype=torch.bool), "normalizer": 0.0},
+            "weights that cancel": {"sample_weight": signs},
+        }[how]
+        if how == "normalizer" and reduction in ("none", "sum"):
+            return
+        if how == "weights that cancel" and reduction not in ("mean", "sequence_mean"):
+            return
+        loss, gradients = loss_and_gradients(functools.partial(ours(name), reduction=reduction), arguments)
+        assert_positive_zero(loss)
+        assert_positive_zero(gradients["input"])
+        assert gradients["input"].shape == shape
+
+    @every_loss
+    def test_an_empty_sequence_has_no_part_in_their_mean(self, name):
+        arguments = sample(name)
+        mask = torch.ones(4, 6, dtype=torch.bool)
+        mask[1], mask[2, 3:] = False, False
+        each = [ours(name)(**{n: t[i : i + 1] for n, t in arguments.items()}, mask=mask[i : i + 1]) for i in (0, 2, 3)]
+        loss = ours(name)(**arguments, mask=mask, reduction="sequence_mean")
+        torch.testing.assert_close(loss, torch.stack(each).mean())
+
+    def test_batchmean_counts_slices_with_something_kept(self):
+        arguments = sample("kl_div")
+        mask = torch.ones(4, 6, dtype=torch.bool)
+        mask[1], mask[2, 3:] = False, False
+        total = masked_loss.kl_div(**arguments, mask=mask, reduction="sum")
+        torch.testing.assert_close(masked_loss.kl_div(**arguments, mask=mask, reduction="batchmean"), total / 3)
+
+
+class TestKeptGarbagePropagates:
+    @every_variant
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    @pytest.mark.parametrize("argument", ["input", "target"])
+    def test_as_torchs(self, name, options, value, argument):
+        """In value and gradient, inside a register and in a tail."""
+        if name == "binary_cross_entropy" or (name.startswith("binary") and argument == "target" and value != value):
+            return  # torch refuses these
+        arguments = sample(name, (37,), **options)
+        for position in (3, 36):
+            changed = {n: t.detach().clone() if isinstance(t, torch.Tensor) else t for n, t in arguments.items()}
+            changed[argument][position] = value
+            changed["input"].requires_grad_()
+            expected, wanted = loss_and_gradients(functools.partial(theirs(name), reduction="none"), changed)
+            loss, gradients = loss_and_gradients(functools.partial(ours(name), reduction="none"), changed)
+            if argument == "target" and name == "binary_cross_entropy_with_logits":
+                assert not loss[position].isfinite()
+                continue
+            torch.testing.assert_close(loss, expected, equal_nan=True)
+            # torch's slope of |NaN| is 0.
+            exact = name not in ("l1_loss", "sigmoid_focal_loss") and options.get("beta") != 0
+            at = torch.arange(37) != position
+            each = [g["input"] if exact else g["input"][at] for g in (gradients, wanted)]
+            torch.testing.assert_close(*each, equal_nan=True)
+            if value != value and name != "kl_div":  # which is linear in its input
+                assert gradients["input"][position].isnan()
+            reduced, of_mean = loss_and_gradients(functools.partial(ours(name), mask=torch.ones(37) > 0), changed)
+            torch.testing.assert_close(reduced, loss.mean(), equal_nan=True)
+            torch.testing.assert_close(of_mean["input"], gradients["input"] / 37, equal_nan=True)
+
+    @pytest.mark.parametrize("argument", ["input", "target"])
+    def test_a_nan_probability(self, argument):
+        arguments = sample("binary_cross_entropy")
+        arguments[argument].data[1, 2] = math.nan
+        loss, gradients = loss_and_gradients(masked_loss.binary_cross_entropy, arguments)
+        assert loss.isnan()
+        assert gradients["input"].isnan().nonzero().tolist() == [[1, 2]]
+
+    def test_a_nan_variance(self):
+        arguments = sample("gaussian_nll_loss")
+        arguments["var"][1, 2] = math.nan
+        assert masked_loss.gaussian_nll_loss(**arguments).isnan()
+
+
+class TestUnfitValues:
+    @pytest.mark.parametrize("value", [-0.5, 1.5, -1e-6, math.inf, -math.inf])
+    @every_reduction
+    def test_probabilities(self, value, reduction):
+        x, target = torch.full((3, 400), 0.5), torch.ones(3, 400)
+        x[2, 371] = value
+        message = r"^binary_cross_entropy: expected input in \[0, 1\].*got .*\[2, 371\]"
+        for requires_grad in (False, True):
+            with pytest.raises(ValueError, match=message):
+                masked_loss.binary_cross_entropy(x.clone().requires_grad_(requires_grad), target, reduction=reduction)
+        masked_loss.binary_cross_entropy(x, target, x == 0.5, reduction=reduction)
+
+    @every_reduction
+    def test_variances(self, reduction):
+        x, var = torch.zeros(3, 4), torch.ones(3, 4)
+        var[1, 2] = -0.25
+        message = r"^gaussian_nll_loss: expected var of at least 0.*got .*\[1, 2\]"
+        with pytest.raises(ValueError, match=message):
+            masked_loss.gaussian_nll_loss(x, x, var, reduction=reduction)
+        masked_loss.gaussian_nll_loss(x, x, var, var > 0, reduction=reduction)
+        with pytest.raises(ValueError, match=r"^gaussian_nll_loss: expected var of at least 0"):
+            masked_loss.gaussian_nll_loss(x, x, -1.0)
+
+
+class TestGradients:
+    @every_variant
+    @pytest.mark.parametrize("reduction", REDUCTIONS)
+    def test_finite_differences(self, name, options, reduction):
+        if reduction == "batchmean" and name != "kl_div":
+            return
+        if options == {"eps": 0.5}:
+            return  # the derivative is as if it were not there
+        names = differentiable(name)
+        arguments = sample(name, (3, 4), torch.float64, names, **options)
+        arguments["sample_weight"] = (torch.rand(3, 4, dtype=torch.float64) + 0.5).requires_grad_()
+        names = [*names, "sample_weight"]
+        if name in WEIGHTED:
+            arguments["weight"] = (torch.rand(3, 1, dtype=torch.float64) + 0.5).requires_grad_()
+            names = [*names, "weight"]
+        if name in ("kl_div", "poisson_nll_loss") and not options.get("log_target"):  # t log t at 0, Stirling at 1
+            arguments["target"] = (arguments["target"].detach() + 0.1).requires_grad_()
+        mask = torch.rand(3, 4) < 0.7
+
+        def function(*values):
+            changed = arguments | dict(zip(names, values, strict=True))
+            return ours(name)(**changed, mask=mask, reduction=reduction)
+
+        values = [arguments[n] for n in names]
+        assert torch.autograd.gradcheck(function, values, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(function, values)
+
+    @every_loss
+    def test_a_weight_of_0_that_is_differentiated_has_the_loss_for_its_gradient(self, name):
+        arguments = sample(name)
+        weight = torch.zeros(4, 6, requires_grad=True)
+        function = functools.partial(ours(name), reduction="none")
+        losses = function(**arguments)
+        (gradient,) = torch.autograd.grad(function(**arguments, sample_weight=weight).sum(), weight)
+        torch.testing.assert_close(gradient, losses.detach())
+
+    def test_pos_weight_has_none(self):
+        x = torch.zeros(2, 3)
+        with pytest.raises(RuntimeError, match=r"^binary_cross_entropy_with_logits: expected pos_weight that does not"):
+            masked_loss.binary_cross_entropy_with_logits(x, x, pos_weight=torch.ones(3, requires_grad=True))
+
+    def test_float16_gradients_are_made_after_the_loss_scale(self):
+        x = torch.full((1 << 14,), 1e-3, dtype=torch.float16, requires_grad=True)
+        loss = masked_loss.mse_loss(x, torch.zeros_like(x))
+        (gradient,) = torch.autograd.grad(loss.float() * 32768.0, x)
+        expected = 32768.0 * 2 * x.detach().double() / len(x)
+        torch.testing.assert_close(gradient.double(), expected, rtol=2**-9, atol=0)
+
+
+class TestReductions:
+    @every_loss
+    def test_normalizer(self, name):
+        arguments, mask = sample(name), torch.rand(4, 6) < 0.7
+        total = ours(name)(**arguments, mask=mask, reduction="sum")
+        for normalizer in (7, 7.0, torch.tensor(7.0), torch.tensor(7), torch.tensor(7.0, dtype=torch.float64)):
+            torch.testing.assert_close(ours(name)(**arguments, mask=mask, normalizer=normalizer), total / 7)
+
+    @every_loss
+    def test_bitwise_the_same_on_any_number_of_threads(self, name, threads):
+        arguments = sample(name, (3, 100_000), leaves=["input"] + ["var"] * (name == "gaussian_nll_loss"))
+        arguments["mask"] = torch.rand(3, 100_000) < 0.7
+        for reduction in ("none", "mean", "sum", "sequence_mean"):
+            results = []
+            for count in (1, 2):
+                with threads(count):
+                    function = functools.partial(ours(name), reduction=reduction)
+                    results.append(loss_and_gradients(function, arguments))
+            (loss, gradients), (other, other_gradients) = results
+            assert_same_bits(loss, other)
+            for argument, gradient in gradients.items():
+                assert_same_bits(gradient, other_gradients[argument])
+
+    @every_loss
+    def test_a_mask_is_not_expanded(self, name):
+        """A mask of rows gives the bits of the same one written out."""
+        arguments, mask = sample(name, (50, 70)), torch.rand(50, 1) < 0.6
+        for reduction in ("none", "mean", "sum", "sequence_mean"):
+            function = functools.partial(ours(name), reduction=reduction)
+            assert_same_bits(
+                function(**arguments, mask=mask), function(**arguments, mask=mask.expand(50, 70).contiguous())
+            )
