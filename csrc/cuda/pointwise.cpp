@@ -35,7 +35,9 @@ Tensor divisor_of(PointwiseOperands<A>& operands, const PointwiseOptions& option
   Tensor normalizer, shares;
   if (options.normalizer) {
     normalizer = options.normalizer->to(at::kDouble);
-    if (checks_values() && !is_capturing()) check_normalizer_value(normalizer.item<double>());
+    if (checks_values() && !is_capturing()) {
+      check_normalizer_value(pointwise_traits(options.loss).name, normalizer.item<double>());
+    }
   }
   A* share = nullptr;
   if (reduction == Reduction::SequenceMean) {
