@@ -1,6 +1,6 @@
 """Trains a GRU to tag the words of sentences of different lengths, some of which have no tag.
 
-Two ids stand for what is not to be learned: PAD behind the end of a sentence, and UNTAGGED for words that nobody tagged.
+Two ids stand for what is not to be learned: PAD behind the end of a sentence, and UNTAGGED where nobody set a tag.
 """
 
 import argparse
@@ -59,9 +59,11 @@ def main() -> None:
     logits = model(words)
     batch = criterion(logits, tags, mask)
     alone = nn.functional.cross_entropy(logits[mask][:, UNTAGGED + 1 :], tags[mask] - UNTAGGED - 1)
-    by_ids = masked_loss.cross_entropy(logits, tags, ignore_index=[PAD, UNTAGGED], class_mask=criterion.class_mask, dim=-1)
+    by_ids = masked_loss.cross_entropy(
+        logits, tags, ignore_index=[PAD, UNTAGGED], class_mask=criterion.class_mask, dim=-1
+    )
     print(f"Loss: {batch.item():.6f} masked, {alone.item():.6f} of the {int(mask.sum())} tagged words alone")
-    print(f"Difference: {abs(batch.item() - alone.item()):.1e}, with ignore_index {abs(batch.item() - by_ids.item()):.1e}")
+    print(f"Difference: {abs(batch - alone).item():.1e}, with ignore_index {abs(batch - by_ids).item():.1e}")
     with torch.no_grad():
         right = (logits[..., UNTAGGED + 1 :].argmax(-1) + UNTAGGED + 1 == tags)[mask].float().mean()
     print(f"Tagged right: {right:.1%}")
