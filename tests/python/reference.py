@@ -32,6 +32,15 @@ def assert_near(actual, expected, dtype=None, largest=0.0):
     )
 
 
+def allocations_of(function, size):
+    """How many blocks of at least `size` bytes a call asks of the CPU allocator."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        function()
+    events = profile.profiler.kineto_results.events()
+    return sum(event.name() == "[memory]" and event.nbytes() >= size for event in events)
+
+
 def bits(tensor):
     """The bit patterns of a tensor: NaN equals NaN, and +0.0 is not -0.0."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

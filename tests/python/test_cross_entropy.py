@@ -14,7 +14,15 @@ import torch.nn.functional as F
 import masked_loss
 import reference
 from masked_loss import cross_entropy
-from reference import FLOAT_TYPES, HALF_TYPES, assert_near, assert_positive_zero, assert_same_bits, loss_and_gradient
+from reference import (
+    FLOAT_TYPES,
+    HALF_TYPES,
+    allocations_of,
+    assert_near,
+    assert_positive_zero,
+    assert_same_bits,
+    loss_and_gradient,
+)
 
 REDUCTIONS = ("none", "mean", "sum", "sequence_mean")
 TORCH_REDUCTIONS = ("none", "mean", "sum")
@@ -349,15 +357,6 @@ def test_python_threads_may_call_at_once():
     for ours, theirs in zip(together, alone * 10, strict=True):
         assert_same_bits(ours[0], theirs[0])
         assert_same_bits(ours[1], theirs[1])
-
-
-def allocations_of(function, size):
-    """How many blocks of at least `size` bytes a call asks of the CPU allocator."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        function()
-    events = profile.profiler.kineto_results.events()
-    return sum(event.name() == "[memory]" and event.nbytes() >= size for event in events)
 
 
 @pytest.mark.parametrize("dim", [1, -1])

@@ -15,7 +15,7 @@ import masked_loss
 import pointwise_grid
 import reference
 from pointwise_grid import BROADCASTING, LOSSES, OPTIONS, WEIGHTED, operands
-from reference import RELATIVE, assert_near, assert_positive_zero, assert_same_bits
+from reference import RELATIVE, allocations_of, assert_near, assert_positive_zero, assert_same_bits
 
 CASES = list(enumerate(grid.covering_grid(pointwise_grid.LEVELS)))
 IDS = [f"{seed} {grid.case_id(case)}" for seed, case in CASES]
@@ -546,3 +546,18 @@ class TestReductions:
             assert_same_bits(
                 function(**arguments, mask=mask), function(**arguments, mask=mask.expand(50, 70).contiguous())
             )
+
+    @every_loss
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("reduction", ["mean", "sequence_mean"])
+    def test_no_temporary_but_the_gradients(self, name, dtype, reduction):
+        shape, leaves = (64, 1000), ["input"] + ["var"] * (name == "gaussian_nll_loss")
+        arguments = sample(name, shape, dtype, leaves)
+        if name in BROADCASTING:
+            arguments["target"] = arguments["target"][:1]
+        rows = dict(mask=torch.rand(64, 1) < 0.5, sample_weight=torch.rand(64, 1, dtype=dtype) + 0.1)
+        function = functools.partial(ours(name), **rows, reduction=reduction)
+        half = arguments["input"].nbytes // 2
+        with torch.no_grad():
+            assert allocations_of(lambda: function(**arguments), half) == 0
+        assert allocations_of(lambda: loss_and_gradients(function, arguments), half) == len(leaves)
