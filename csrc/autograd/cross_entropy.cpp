@@ -121,9 +121,10 @@ Tensor differentiable_weights(const Tensor& input, const Tensor& target, const O
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                      const CrossEntropyOptions& options) {
   static const auto forward = CrossEntropyForward::find(CrossEntropyForward::name);
-  check_cross_entropy(input, target, mask, options);
-  const auto type = result_type(input);
-  if (functorch_active() || has_tangent(input) || has_tangent(options.sample_weight) || !has_kernel(forward, input)) {
+  const bool probabilities = check_cross_entropy(input, target, mask, options).probabilities;
+  const auto type = result_type(input, cross_entropy_type(input, target));
+  if (functorch_active() || has_tangent(input) || has_tangent(options.sample_weight) || probabilities ||
+      !has_kernel(forward, input)) {
     return composite_cross_entropy(input, target, mask, options).to(type);
   }
   if (is_differentiated(options.sample_weight)) {

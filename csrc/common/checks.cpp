@@ -84,10 +84,38 @@ void check_target(const char* op, const Tensor& target) {
                    ": expected target of dtype int64, int32 or uint8 (class indices), got ", type);
 }
 
+// Class probabilities.
+void check_probabilities(const char* op, const Tensor& target, c10::SymIntArrayRef input_sizes,
+                         at::IntArrayRef ignore_index) {
+  check_layout(op, "target", target);
+  const auto sizes = target.sym_sizes();
+  TORCH_CHECK_TYPE(sizes.size() == input_sizes.size(), op,
+                   ": expected target of dtype int64, int32 or uint8 (class "
+                   "indices), or of the input's shape, ",
+                   input_sizes, " (class probabilities), got ", target.scalar_type(), " of shape ", sizes);
+  for (std::size_t d = 0; d < sizes.size(); ++d) {
+    TORCH_SYM_CHECK(sizes[d].sym_eq(input_sizes[d]), op,
+                    ": expected target of class probabilities of the input's "
+                    "shape, ",
+                    input_sizes, ", got ", sizes);
+  }
+  for (const auto id : ignore_index) {
+    TORCH_CHECK_VALUE(id < 0, op, ": expected no ignore_index with class probabilities, which have no index, got ", id,
+                      "; positions are left out by mask=");
+  }
+}
+
+template <class Sizes, class Of>
+Sizes without(const Of& sizes, std::int64_t dim) {
+  Sizes result(sizes.begin(), sizes.end());
+  result.erase(result.begin() + dim);
+  return result;
+}
+
 void check_rows(const RowArguments& rows, c10::SymIntArrayRef input_sizes) {
   const auto* op = rows.op;
-  check_target(op, rows.target);
-  const auto sizes = rows.target.sym_sizes();
+  if (!rows.probabilities) check_target(op, rows.target);
+  const auto sizes = sym_row_sizes(rows);
   if (rows.mask) {
     check_beside(op, "mask", *rows.mask, "target", rows.target);
     check_mask_dtype(op, "mask", *rows.mask,
@@ -138,12 +166,6 @@ std::int64_t class_dim(const char* op, std::int64_t dim, std::int64_t rank) {
 
 bool is_one(const c10::SymInt& size) { return size.maybe_as_int() == 1; }
 
-c10::SymDimVector without(c10::SymIntArrayRef sizes, std::int64_t dim) {
-  c10::SymDimVector result(sizes.begin(), sizes.end());
-  result.erase(result.begin() + dim);
-  return result;
-}
-
 }  // namespace
 
 RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
@@ -162,34 +184,53 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
   const auto dim = class_dim(op, options.dim, input.dim());
   const auto sizes = input.sym_sizes();
   check_beside(op, "target", target, "input", input);
-  check_target(op, target);  // before its shape: class probabilities have the input's
-  const auto rows = without(sizes, dim);
-  const auto target_sizes = target.sym_sizes();
-  TORCH_CHECK(target_sizes.size() == rows.size(), op, ": expected target of shape ", c10::SymIntArrayRef(rows),
-              ", the input's ", sizes, " without dim ", dim, ", got ", target_sizes);
-  for (std::size_t d = 0; d < rows.size(); ++d) {
-    TORCH_SYM_CHECK(target_sizes[d].sym_eq(rows[d]), op, ": expected target of shape ", c10::SymIntArrayRef(rows),
-                    ", the input's ", sizes, " without dim ", dim, ", got ", target_sizes);
+  const bool probabilities = target.is_floating_point();
+  if (probabilities) {
+    check_probabilities(op, target, sizes, options.ignore_index);
+  } else {
+    check_target(op, target);
+    const auto rows = without<c10::SymDimVector>(sizes, dim);
+    const auto target_sizes = target.sym_sizes();
+    TORCH_CHECK(target_sizes.size() == rows.size(), op, ": expected target of shape ", c10::SymIntArrayRef(rows),
+                ", the input's ", sizes, " without dim ", dim, ", got ", target_sizes);
+    for (std::size_t d = 0; d < rows.size(); ++d) {
+      TORCH_SYM_CHECK(target_sizes[d].sym_eq(rows[d]), op, ": expected target of shape ", c10::SymIntArrayRef(rows),
+                      ", the input's ", sizes, " without dim ", dim, ", got ", target_sizes);
+    }
   }
   check_normalizer(op, options.normalizer, options.reduction, input);
   RowArguments arguments{
-      op,  target,    mask, options.weight, options.sample_weight, options.class_mask, options.ignore_index,
-      dim, sizes[dim]};
+      op,  target,     mask,         options.weight, options.sample_weight, options.class_mask, options.ignore_index,
+      dim, sizes[dim], probabilities};
   check_rows(arguments, sizes);
-  check_no_grad(op, "weight", options.weight);
+  // With class probabilities torch has a gradient for the weights of the classes, and so do we.
+  if (!probabilities) check_no_grad(op, "weight", options.weight);
   check_no_grad(op, "normalizer", options.normalizer);
   return arguments;
+}
+
+at::DimVector row_sizes(const RowArguments& rows) {
+  const auto sizes = rows.target.sizes();
+  return rows.probabilities ? without<at::DimVector>(sizes, rows.dim) : at::DimVector(sizes.begin(), sizes.end());
+}
+
+c10::SymDimVector sym_row_sizes(const RowArguments& rows) {
+  const auto sizes = rows.target.sym_sizes();
+  if (rows.probabilities) return without<c10::SymDimVector>(sizes, rows.dim);
+  return c10::SymDimVector(sizes.begin(), sizes.end());
 }
 
 RowArguments check_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                                           const Tensor& softmax, const OptionalTensor& mask,
                                           const CrossEntropyOptions& options) {
-  at::DimVector sizes(target.sizes().begin(), target.sizes().end());
+  const auto arguments = check_cross_entropy(input, target, mask, options);
+  const auto rows = row_sizes(arguments);
+  auto sizes = rows;
   sizes.push_back(2);
-  TORCH_CHECK(softmax.sizes() == sizes && (grad.dim() == 0 || grad.sizes() == target.sizes()),
+  TORCH_CHECK(softmax.sizes() == sizes && (grad.dim() == 0 || grad.sizes() == rows),
               "_cross_entropy_backward: expected softmax of shape ", at::IntArrayRef(sizes), " and grad of ",
-              target.sizes(), " or 0-d, got ", softmax.sizes(), " and ", grad.sizes());
-  return check_cross_entropy(input, target, mask, options);
+              at::IntArrayRef(rows), " or 0-d, got ", softmax.sizes(), " and ", grad.sizes());
+  return arguments;
 }
 
 void check_scale_gradient_(const Tensor& gradient, const Tensor& grad) {
@@ -443,12 +484,18 @@ at::ScalarType loss_normalizer_type(const LossNormalizerOptions& options) {
   return is_double(options.weight) || is_double(options.sample_weight) ? at::kDouble : at::kFloat;
 }
 
-at::ScalarType result_type(const Tensor& input) {
-  const auto type = input.scalar_type();
+at::ScalarType result_type(const Tensor& input) { return result_type(input, input.scalar_type()); }
+
+at::ScalarType result_type(const Tensor& input, at::ScalarType type) {
   const bool half = type == at::kHalf || type == at::kBFloat16;
   const auto device = input.device().type();
   const bool autocast = at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
   return half && autocast ? at::kFloat : type;
+}
+
+at::ScalarType cross_entropy_type(const Tensor& input, const Tensor& target) {
+  const auto type = input.scalar_type();
+  return target.is_floating_point() ? at::promoteTypes(type, target.scalar_type()) : type;
 }
 
 }  // namespace masked_loss

@@ -18,7 +18,12 @@ struct RowArguments {
   at::IntArrayRef ignore_index;
   std::int64_t dim;
   std::optional<c10::SymInt> classes;  // where known
+  bool probabilities = false;          // of the classes, which the target holds instead of an index
 };
+
+// The target's shape, without `dim` where it holds probabilities.
+at::DimVector row_sizes(const RowArguments& rows);
+c10::SymDimVector sym_row_sizes(const RowArguments& rows);
 
 // Each checks its arguments, on shapes that may be symbolic and never on values, and returns them resolved.
 RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
@@ -77,5 +82,9 @@ at::ScalarType loss_normalizer_type(const LossNormalizerOptions& options);
 // The dtype of a loss: the input's, and float for half types under autocast. Asked once, above the dispatcher's
 // backend keys: a compiled graph runs with autocast off.
 at::ScalarType result_type(const Tensor& input);
+at::ScalarType result_type(const Tensor& input, at::ScalarType type);  // of one that is computed in another dtype
+
+// What cross_entropy is computed in: the input's dtype, or what it and class probabilities promote to.
+at::ScalarType cross_entropy_type(const Tensor& input, const Tensor& target);
 
 }  // namespace masked_loss

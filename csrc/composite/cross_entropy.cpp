@@ -41,13 +41,15 @@ Tensor gather_weight(const Tensor& weight, const Tensor& index) {
 
 CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, const OptionalTensor& normalizer,
                              at::ScalarType accumulation) {
-  Tensor keep = none_of(rows.target, rows.ignore_index);
+  const auto each =
+      rows.probabilities ? at::zeros_symint(sym_row_sizes(rows), rows.target.options()) : rows.target;  // [N, ...]
+  Tensor keep = rows.probabilities ? each.eq(0) : none_of(each, rows.ignore_index);
   if (rows.mask) keep = keep.logical_and(rows.mask->ne(0));
   if (rows.class_mask) {
-    const auto rank = rows.target.dim() + 1;
+    const auto rank = each.dim() + 1;
     keep = keep.logical_and(classes_over(rows.class_mask->ne(0), rows.dim, rank).any(rows.dim));
   }
-  Tensor weight = at::ones_like(rows.target, rows.target.options().dtype(accumulation));
+  Tensor weight = at::ones_like(each, each.options().dtype(accumulation));
   if (rows.sample_weight) {
     // A weight of 0 masks; one that is differentiated has a gradient there, so that its row is read.
     const auto given = rows.sample_weight->to(accumulation);
@@ -55,10 +57,13 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
     weight = weight * given;
   }
   weight = at::where(keep, weight, zero(weight));
-  const auto target = rows.target.to(at::kLong);
-  const Tensor index = at::where(keep, target, zero(target));
+  Tensor index;
+  if (!rows.probabilities) {
+    const auto target = rows.target.to(at::kLong);
+    index = at::where(keep, target, zero(target));
+  }
   Tensor counted = weight;
-  if (rows.weight) {
+  if (rows.weight && !rows.probabilities) {
     counted = at::where(keep, counted * gather_weight(rows.weight->to(accumulation), index), zero(counted));
   }
   auto [kept, coefficient] = composite_coefficient(keep, weight, counted, reduction, normalizer);
@@ -68,10 +73,10 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
 Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                                const CrossEntropyOptions& options) {
   const auto rows = check_cross_entropy(input, target, mask, options);
-  const auto accumulation = accumulation_type(input.scalar_type());
+  const auto accumulation = accumulation_type(cross_entropy_type(input, target));
   const auto plan = composite_plan(rows, options.reduction, options.normalizer, accumulation);
   const auto dim = rows.dim, rank = input.dim();
-  const auto keep = plan.keep.unsqueeze(dim), index = plan.index.unsqueeze(dim);
+  const auto keep = plan.keep.unsqueeze(dim);
 
   auto logits = input.to(accumulation);
   logits = at::where(keep, logits, zero(logits));
@@ -91,37 +96,46 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
   const auto shifted = logits - max;
   const auto log_sum = shifted.exp().sum(dim, /*keepdim=*/true).log();
   const Tensor weight = rows.weight ? rows.weight->to(accumulation) : Tensor();
-  const auto target_weight = weight.defined() ? gather_weight(weight, plan.index) : Tensor();
+  const auto of_allowed = [&](const Tensor& tensor) {
+    return allowed.defined() ? at::where(allowed, tensor, zero(tensor)) : tensor;
+  };
+  const auto costs = [&] {  // w_c (lse - x_c), [N, C, ...]
+    const auto cost = of_allowed(log_sum - shifted);
+    return weight.defined() ? cost * classes_over(weight, dim, rank) : cost;
+  };
 
-  Tensor target_logit = shifted.gather(dim, index), target_allowed;
-  if (allowed.defined()) {
-    target_allowed = allowed.expand_as(logits).gather(dim, index);
-    target_logit = at::where(target_allowed, target_logit, zero(target_logit));
-  }
-  Tensor loss = (log_sum - target_logit).squeeze(dim);
-  if (target_weight.defined()) loss = loss * target_weight;
-  if (options.label_smoothing != 0) {
-    auto share = log_sum - shifted;
-    if (weight.defined()) {
-      const auto over = classes_over(weight, dim, rank);
-      share = share * (allowed.defined() ? at::where(allowed, over, zero(over)) : over);
-    }
-    auto classes = at::ones_like(logits);
+  Tensor loss, target_weight, infinite;
+  if (rows.probabilities) {
+    auto probabilities = target.to(accumulation);
+    probabilities = at::where(keep, probabilities, zero(probabilities));
+    if (allowed.defined()) infinite = probabilities.gt(0).logical_and(allowed.logical_not()).any(dim);
+    loss = (costs() * of_allowed(probabilities)).sum(dim);
+  } else {
+    const auto index = plan.index.unsqueeze(dim);
+    Tensor target_logit = shifted.gather(dim, index);
     if (allowed.defined()) {
-      share = at::where(allowed, share, zero(share));
-      classes = at::where(allowed, classes, zero(classes));
+      const auto target_allowed = allowed.expand_as(logits).gather(dim, index);
+      target_logit = at::where(target_allowed, target_logit, zero(target_logit));
+      infinite = target_allowed.logical_not().squeeze(dim);
     }
-    loss = loss * (1 - options.label_smoothing) + share.sum(dim) / classes.sum(dim) * options.label_smoothing;
+    loss = (log_sum - target_logit).squeeze(dim);
+    if (weight.defined()) {
+      target_weight = gather_weight(weight, plan.index);
+      loss = loss * target_weight;
+    }
+  }
+  if (options.label_smoothing != 0) {
+    const auto share = costs().sum(dim) / of_allowed(at::ones_like(logits)).sum(dim);
+    loss = loss * (1 - options.label_smoothing) + share * options.label_smoothing;
   }
   if (options.z_loss != 0) {
     auto squared = (log_sum + max).squeeze(dim).square() * options.z_loss;
     if (target_weight.defined()) squared = squared * target_weight;
     loss = loss + squared;
   }
-  if (target_allowed.defined()) {
+  if (infinite.defined()) {
     // Infinite by a constant, so that the gradients stay finite.
-    const auto infinite = at::full_like(loss, std::numeric_limits<double>::infinity());
-    loss = loss + at::where(target_allowed.squeeze(dim), zero(loss), infinite);
+    loss = loss + at::where(infinite, at::full_like(loss, std::numeric_limits<double>::infinity()), zero(loss));
   }
   return composite_reduce(loss, plan.keep, plan.coefficient, options.reduction);
 }
@@ -148,7 +162,8 @@ namespace {
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                      const CrossEntropyOptions& options) {
-  return composite_cross_entropy(input, target, mask, options).to(result_type(input));
+  return composite_cross_entropy(input, target, mask, options)
+      .to(result_type(input, cross_entropy_type(input, target)));
 }
 
 Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const LossNormalizerOptions& options) {

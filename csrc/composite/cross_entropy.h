@@ -4,10 +4,10 @@
 
 namespace masked_loss {
 
-// The row plan in ATen ops, differentiable in sample_weight: what is [N, ...] below has the target's shape.
+// The row plan in ATen ops, differentiable in sample_weight: [N, ...] below is the shape of the rows.
 struct CompositePlan {
   Tensor keep;         // bool [N, ...]
-  Tensor index;        // int64 [N, ...], 0 where masked
+  Tensor index;        // int64 [N, ...], 0 where masked; undefined with class probabilities
   Tensor coefficient;  // [N, ...], 0 where masked
 };
 CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, const OptionalTensor& normalizer,

@@ -7,30 +7,30 @@
 namespace masked_loss::meta {
 namespace {
 
-Tensor empty_loss(const Tensor& input, const Tensor& target, Reduction reduction, at::ScalarType type) {
+Tensor empty_loss(const Tensor& input, const RowArguments& rows, Reduction reduction, at::ScalarType type) {
   const auto options = input.options().dtype(type);
-  return reduction == Reduction::None ? at::empty_symint(target.sym_sizes(), options) : at::empty({}, options);
+  return reduction == Reduction::None ? at::empty_symint(sym_row_sizes(rows), options) : at::empty({}, options);
 }
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                      const CrossEntropyOptions& options) {
-  check_cross_entropy(input, target, mask, options);
-  return empty_loss(input, target, options.reduction, result_type(input));
+  const auto rows = check_cross_entropy(input, target, mask, options);
+  return empty_loss(input, rows, options.reduction, result_type(input, cross_entropy_type(input, target)));
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                                    const CrossEntropyOptions& options) {
-  check_cross_entropy(input, target, mask, options);
+  const auto rows = check_cross_entropy(input, target, mask, options);
   const auto type = accumulation_type(input.scalar_type());
-  c10::SymDimVector softmax(target.sym_sizes().begin(), target.sym_sizes().end());
+  auto softmax = sym_row_sizes(rows);
   softmax.push_back(2);
-  return {empty_loss(input, target, options.reduction, type), at::empty_symint(softmax, input.options().dtype(type))};
+  return {empty_loss(input, rows, options.reduction, type), at::empty_symint(softmax, input.options().dtype(type))};
 }
 
 std::tuple<Tensor, Tensor> forward_grad(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                                         const CrossEntropyOptions& options) {
-  check_cross_entropy(input, target, mask, options);
-  return {empty_loss(input, target, options.reduction, accumulation_type(input.scalar_type())), at::empty_like(input)};
+  const auto rows = check_cross_entropy(input, target, mask, options);
+  return {empty_loss(input, rows, options.reduction, accumulation_type(input.scalar_type())), at::empty_like(input)};
 }
 
 Tensor backward(const Tensor&, const Tensor& input, const Tensor& target, const Tensor&, const OptionalTensor& mask,

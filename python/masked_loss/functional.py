@@ -59,7 +59,7 @@ def cross_entropy(
     normalizer: Optional[Union[int, float, Tensor]] = None,
     dim: int = 1,
 ) -> Tensor:
-    r"""Cross entropy of class indices over the positions that ``mask`` keeps.
+    r"""Cross entropy of class indices, or of class probabilities, over the positions that ``mask`` keeps.
 
     With allowed classes :math:`A`, logits :math:`x`, target :math:`y`, class weights :math:`w`, smoothing
     :math:`\varepsilon`, z-loss coefficient :math:`z` and :math:`\mathrm{lse} = \log \sum_{c \in A} e^{x_c}`, the loss
@@ -68,24 +68,31 @@ def cross_entropy(
     .. math:: \ell = (1-\varepsilon)\, w_y (\mathrm{lse} - x_y)
               + \frac{\varepsilon}{|A|} \sum_{c \in A} w_c (\mathrm{lse} - x_c) + z\, w_y\, \mathrm{lse}^2
 
-    times its ``sample_weight`` :math:`s`; ``'mean'`` is :math:`\sum s \ell / \sum s w_y` over what is kept. Without a
-    mask this is :func:`torch.nn.functional.cross_entropy`, but for one point: where nothing is kept, the loss is 0
-    with a zero gradient instead of NaN.
+    times its ``sample_weight`` :math:`s`; ``'mean'`` is :math:`\sum s \ell / \sum s w_y` over what is kept. With
+    probabilities :math:`q` instead of a class it is
+
+    .. math:: \ell = \sum_{c \in A} \Big((1-\varepsilon)\, q_c + \frac{\varepsilon}{|A|}\Big)\, w_c (\mathrm{lse} - x_c)
+              + z\, \mathrm{lse}^2
+
+    and ``'mean'`` divides by :math:`\sum s`. Without a mask this is :func:`torch.nn.functional.cross_entropy`, but for
+    one point: where nothing is kept, the loss is 0 with a zero gradient instead of NaN.
 
     Args:
         input: logits ``(N, C, d1, ...)``, or ``(C,)``; float32, float64, bfloat16 or float16.
-        target: class indices, ``input``'s shape without ``dim``; int64, int32 or uint8.
-        mask: True (nonzero) = keep. bool or an integer dtype, ``target``'s rank, each size equal or 1. What lies at a
-            masked position (NaN, an index out of range, ...) changes nothing, and its gradient is exactly 0.
-        weight: weights of the classes ``(C,)``.
-        sample_weight: weights of the positions, ``target``'s rank, each size equal or 1; differentiable. 0 masks,
-            unless it requires grad.
+        target: class indices, ``input``'s shape without ``dim``; int64, int32 or uint8. Or class probabilities,
+            ``input``'s shape, of a floating dtype; differentiable.
+        mask: True (nonzero) = keep. bool or an integer dtype, the rank of ``input`` without ``dim``, each size equal
+            or 1. What lies at a masked position (NaN, an index out of range, ...) changes nothing, and its gradient is
+            exactly 0.
+        weight: weights of the classes ``(C,)``; differentiable with class probabilities.
+        sample_weight: weights of the positions, as ``mask`` in rank and sizes; differentiable. 0 masks, unless it
+            requires grad.
         class_mask: True = the class is allowed. ``(C,)`` along ``dim``, or ``input``'s rank with each size equal or 1.
             Other classes take no probability, no gradient and no label smoothing. A row without an allowed class is
-            masked; a kept target on a class that is not allowed costs +inf.
+            masked; a kept target on a class that is not allowed, or a probability above 0 there, costs +inf.
         ignore_index: one target, or several, that mask the positions where they stand.
-        reduction: ``'none'``, ``'mean'``, ``'sum'``, or ``'sequence_mean'``: the mean over the sequences (dim 0 of
-            ``target``) with something kept of each one's weighted mean.
+        reduction: ``'none'``, ``'mean'``, ``'sum'``, or ``'sequence_mean'``: the mean over the sequences (the first
+            dimension of the mask) with something kept of each one's weighted mean.
         label_smoothing: in [0, 1]; spread over the allowed classes.
         z_loss: coefficient of the squared log-sum-exp that is added to the loss.
         normalizer: number or 0-d tensor that ``'mean'`` divides by instead (a global token count); with
@@ -93,7 +100,8 @@ def cross_entropy(
         dim: the class dimension; ``dim=-1`` takes ``(B, T, C)`` without a transpose and without a copy.
 
     Returns:
-        ``target``'s shape for ``'none'``, else 0-d; ``input``'s dtype (float32 under autocast).
+        ``input``'s shape without ``dim`` for ``'none'``, else 0-d; ``input``'s dtype, or what it and probabilities
+        promote to (float32 for half types under autocast).
 
     Raises:
         IndexError: a kept target is outside ``[0, C)``.

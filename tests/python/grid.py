@@ -26,7 +26,7 @@ LEVELS = {
     # 5000): a row at a time where the classes are contiguous, with a tail of the registers, and at 5000 in blocks of
     # 2048; where they are strided tiles of 64 rows, or of 16 above 1024 classes
     "classes": (1, 2, 10, 63, 64, 65, 1000, 5000),
-    "target": (torch.int64, torch.int32, torch.uint8),
+    "target": (torch.int64, torch.int32, torch.uint8, "probabilities", "learned probabilities"),
     "mask": ("none", "bool", "int64", "int8", "broadcast", "nothing"),
     "weight": ("none", "positive", "zeros"),
     "sample_weight": ("none", "full", "broadcast", "negative", "zeros", "differentiable"),
@@ -43,8 +43,10 @@ LEVELS = {
 
 
 def _allowed(case):
-    """A normalizer goes with the two means only; whether it is allowed is known once both are chosen."""
-    return case.get("normalizer", "none") == "none" or case.get("reduction", "mean") in ("mean", "sequence_mean")
+    """A normalizer goes with the two means only, ignore_index with class indices; known once both are chosen."""
+    if case.get("normalizer", "none") != "none" and case.get("reduction", "mean") not in ("mean", "sequence_mean"):
+        return False
+    return case.get("ignore_index", "default") == "default" or isinstance(case.get("target", torch.int64), torch.dtype)
 
 
 def _fill(partial, levels, uncovered, rng):
@@ -167,6 +169,18 @@ def _target(shape, classes, dtype, class_mask, at):
     return torch.multinomial(allowed[..., :limit].reshape(-1, limit), 1).reshape(shape).to(dtype)
 
 
+def _probabilities(shape, classes, dtype, class_mask, at):
+    """Of the classes that its row allows; some are 0."""
+    scores = 2 * torch.randn(*shape, classes)
+    scores[torch.rand(scores.shape) < 0.2] = -torch.inf
+    scores[..., 0] = 0.0
+    scores = scores.movedim(-1, at)
+    if class_mask is not None:
+        over = class_mask if class_mask.dim() == scores.dim() else class_mask.reshape(-1, *[1] * (len(shape) - at))
+        scores = scores.masked_fill(over == 0, -torch.inf)
+    return scores.softmax(at).nan_to_num().to(dtype)
+
+
 def build(case, seed):
     """The call that a case stands for."""
     torch.manual_seed(seed)
@@ -176,9 +190,13 @@ def build(case, seed):
     weight_dtype = dtype if case["weight_dtype"] == "input" else other
     logits = _as(stored([*shape[:at], classes, *shape[at:]], case["storage"]), dtype)
     class_mask = None if case["class_mask"] == "none" else _class_mask(case["class_mask"], shape, classes, at)
-    target = _target(shape, classes, case["target"], class_mask, at)
+    if isinstance(case["target"], torch.dtype):
+        target = _target(shape, classes, case["target"], class_mask, at)
+    else:
+        target = _probabilities(shape, classes, dtype, class_mask, at)
+        target.requires_grad_(case["requires_grad"] and case["target"] == "learned probabilities")
     ignore_index = {"default": -100, "one": classes // 2, "several": [-100, 0, classes // 3]}[case["ignore_index"]]
-    if case["ignore_index"] != "one" and target.dtype != torch.uint8 and shape:
+    if case["ignore_index"] != "one" and target.dtype in (torch.int64, torch.int32) and shape:
         target[torch.rand(shape) < 0.2] = -100
     weight = None if case["weight"] == "none" else (0.5 + torch.rand(classes)).to(weight_dtype)
     if case["weight"] == "zeros":
@@ -215,11 +233,18 @@ def in_double(call):
     arguments = dict(call.arguments)
     if arguments["sample_weight"] is not None:
         arguments["sample_weight"] = leaf(arguments["sample_weight"])
-    return Call(leaf(call.input), call.target, arguments, None if call.upstream is None else call.upstream.double())
+    target = leaf(call.target) if call.target.is_floating_point() else call.target
+    return Call(leaf(call.input), target, arguments, None if call.upstream is None else call.upstream.double())
+
+
+def leaves(call):
+    """What requires a gradient."""
+    candidates = (call.input, call.target, call.arguments["sample_weight"])
+    return [tensor for tensor in candidates if tensor is not None and tensor.requires_grad]
 
 
 def run(function, call):
     """The loss and the gradients of what requires one."""
     loss = function(call.input, call.target, **call.arguments)
-    leaves = [t for t in (call.input, call.arguments["sample_weight"]) if t is not None and t.requires_grad]
-    return loss, torch.autograd.grad(loss, leaves, call.upstream) if leaves else ()
+    wanted = leaves(call)
+    return loss, torch.autograd.grad(loss, wanted, call.upstream) if wanted else ()

@@ -119,7 +119,7 @@ def cross_entropy_grid() -> Iterator[Arguments]:
         "layout": ("N,C", "C", "B,C,T", "B,T,C"),
         "storage": ("contiguous", "transposed", "strided"),
         "classes": (3, 65),
-        "target": (torch.int64, torch.uint8),
+        "target": (torch.int64, torch.uint8, "probabilities"),
         "mask": ("none", "bool", "int8", "broadcast", "nothing"),
         "weight": ("none", "positive"),
         "sample_weight": ("none", "full", "broadcast", "differentiable"),

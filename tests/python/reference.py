@@ -66,19 +66,27 @@ def loss_and_gradient(function, x, *arguments, upstream=None, **options):
     return loss.detach(), torch.autograd.grad(loss, leaf, torch.ones_like(loss) if upstream is None else upstream)[0]
 
 
-def to_rows(input, target, dim):
-    """Logits `[rows, C]` in float64 and targets `[rows]`, in the order of `target`."""
+def row_shape(input, dim):
+    class_dim = 0 if input.dim() == 1 else dim % input.dim()
+    return input.shape[:class_dim] + input.shape[class_dim + 1 :]
+
+
+def to_rows(input, dim):
+    """`[rows, C]` in float64, in the order of the targets."""
     class_dim = 0 if input.dim() == 1 else dim
-    classes = input.shape[class_dim]
     # movedim and not transpose: the order of the other dimensions is target's.
-    return input.double().movedim(class_dim, -1).reshape(target.numel(), classes), target.reshape(-1).long()
+    return input.double().movedim(class_dim, -1).reshape(row_shape(input, dim).numel(), input.shape[class_dim])
 
 
 def _row_loss(logits, y, allowed, weight, label_smoothing, z_loss):
-    """The docstring's formula for one row, over the classes that are allowed."""
+    """The docstring's formula for one row, over its allowed classes; y is a class, or the probability of each."""
     lse = logits[allowed].logsumexp(0)
+    costs = weight[allowed] * (lse - logits[allowed])
+    smooth = costs.sum() / allowed.sum()
+    if y.is_floating_point():
+        squared = z_loss * lse**2 + (torch.inf if (y[~allowed] > 0).any() else 0.0)
+        return (1 - label_smoothing) * (y[allowed] * costs).sum() + label_smoothing * smooth + squared
     at_target = logits[y] if allowed[y] else torch.full_like(lse, -torch.inf)
-    smooth = (weight[allowed] * (lse - logits[allowed])).sum() / allowed.sum()
     nll = weight[y] * (lse - at_target)
     return (1 - label_smoothing) * nll + label_smoothing * smooth + z_loss * weight[y] * lse**2
 
@@ -86,7 +94,8 @@ def _row_loss(logits, y, allowed, weight, label_smoothing, z_loss):
 def _torch_losses(rows, targets, weight, label_smoothing, z_loss):
     """The same where every class is allowed, from torch's own cross entropy."""
     plain = F.cross_entropy(rows, targets, weight, reduction="none", label_smoothing=label_smoothing)
-    return plain + z_loss * weight[targets] * rows.logsumexp(-1) ** 2
+    of_target = 1.0 if targets.is_floating_point() else weight[targets]
+    return plain + z_loss * of_target * rows.logsumexp(-1) ** 2
 
 
 def _spread(tensor, shape):
@@ -112,13 +121,15 @@ def _reduce(losses, weights, sequences, reduction, normalizer):
 
 def kept_rows(input, target, mask=None, sample_weight=None, class_mask=None, ignore_index=-100, dim=1):
     """Which rows count, `[rows]`, and the classes each allows, `[rows, C]`."""
-    rows, targets = to_rows(input, target, dim)
+    rows, shape = to_rows(input, dim), row_shape(input, dim)
     ids = [ignore_index] if isinstance(ignore_index, int) else ignore_index
-    keep = torch.tensor([int(y) not in ids for y in targets], dtype=torch.bool)
+    keep = torch.ones(len(rows), dtype=torch.bool)
+    if not target.is_floating_point():
+        keep = torch.tensor([y not in ids for y in target.reshape(-1).tolist()], dtype=torch.bool)
     if mask is not None:
-        keep &= _spread(mask, target.shape) != 0
+        keep &= _spread(mask, shape) != 0
     if sample_weight is not None and not sample_weight.requires_grad:
-        keep &= _spread(sample_weight, target.shape) != 0
+        keep &= _spread(sample_weight, shape) != 0
     allowed = torch.ones(rows.shape, dtype=torch.bool)
     if class_mask is not None:
         if class_mask.dim() == input.dim() > 1:
@@ -143,7 +154,9 @@ def cross_entropy(
     dim=1,
 ):
     """`masked_loss.cross_entropy` in float64: select the kept rows, then reduce them."""
-    rows, targets = to_rows(input, target, dim)
+    rows, shape = to_rows(input, dim), row_shape(input, dim)
+    probabilities = target.is_floating_point()
+    targets = to_rows(target, dim) if probabilities else target.reshape(-1).long()
     keep, allowed = kept_rows(input, target, mask, sample_weight, class_mask, ignore_index, dim)
     weight = rows.new_ones(rows.shape[1]) if weight is None else weight.double()
     rows, targets, allowed = rows[keep], targets[keep], allowed[keep]
@@ -153,14 +166,14 @@ def cross_entropy(
         each = zip(rows, targets, allowed, strict=True)
         per_row = [_row_loss(x, y, a, weight, label_smoothing, z_loss) for x, y, a in each]
         losses = torch.stack(per_row) if per_row else rows.sum(-1)
-    weights = weight[targets]
+    weights = losses.new_ones(len(losses)) if probabilities else weight[targets]
     if sample_weight is not None:
-        s = _spread(sample_weight.double(), target.shape)[keep]
+        s = _spread(sample_weight.double(), shape)[keep]
         losses, weights = losses * s, weights * s
     if reduction == "none":
-        everywhere = torch.zeros(target.numel(), dtype=torch.float64)
-        return everywhere.masked_scatter(keep, losses).reshape(target.shape)
-    sequence_of = torch.arange(target.numel()) // max(target[0].numel() if target.dim() else 1, 1)
+        everywhere = torch.zeros(len(keep), dtype=torch.float64)
+        return everywhere.masked_scatter(keep, losses).reshape(shape)
+    sequence_of = torch.arange(len(keep)) // max(shape[1:].numel() if shape else 1, 1)
     return _reduce(losses, weights, sequence_of[keep], reduction, normalizer)
 
 

@@ -20,7 +20,7 @@ SMALL_LEVELS = {
     "layout": ("N,C", "C", "B,C,T", "B,T,C"),
     "storage": ("contiguous", "transposed"),
     "classes": (1, 2, 3),
-    "target": (torch.int64,),
+    "target": (torch.int64, "probabilities"),
     "mask": ("none", "bool", "nothing"),
     "sample_weight": ("none", "negative", "zeros", "smooth"),
     "weight_dtype": ("input",),
@@ -65,8 +65,8 @@ def test_against_reference(seed, case):
     expected, expected_gradients = grid.run(reference.cross_entropy, grid.in_double(call))
     assert loss.dtype == call.input.dtype
     assert_near(loss, expected)
-    assert [g.dtype for g in gradients] == [t.dtype for t in leaves(call)]
-    for leaf, gradient, wanted in zip(leaves(call), gradients, expected_gradients, strict=True):
+    assert [g.dtype for g in gradients] == [t.dtype for t in grid.leaves(call)]
+    for leaf, gradient, wanted in zip(grid.leaves(call), gradients, expected_gradients, strict=True):
         assert_near(gradient, wanted, coarser(call.input.dtype, leaf.dtype), largest_term(leaf, call, case))
 
 
@@ -75,13 +75,11 @@ def coarser(*dtypes):
 
 
 def largest_term(leaf, call, case):
-    """Where a gradient can be 0 by cancellation: a weight that its sequence shares, one class, classes all alike."""
+    """Where a gradient can be 0 by cancellation: a weight that its sequence shares, one class, classes all alike, and a
+    probability that is the softmax's.
+    """
     alike = case["classes"] <= 2 or (case["storage"] == "expanded" and grid.LAYOUTS[case["layout"]][1] == 0)
-    return 1.0 if leaf is not call.input or alike else 0.0
-
-
-def leaves(call):
-    return [t for t in (call.input, call.arguments["sample_weight"]) if t is not None and t.requires_grad]
+    return 1.0 if leaf is not call.input or alike or call.target.is_floating_point() else 0.0
 
 
 @pytest.mark.parametrize(("seed", "case"), CASES, ids=IDS)
@@ -99,15 +97,20 @@ def poison(call, case):
     options = {name: call.arguments[name] for name in ("mask", "sample_weight", "class_mask", "ignore_index", "dim")}
     keep, allowed = reference.kept_rows(call.input, call.target, **options)
     at = grid.LAYOUTS[case["layout"]][1]
-    read = (keep[:, None] & allowed).reshape(*call.target.shape, -1).movedim(-1, at)
+    rows = reference.row_shape(call.input, options["dim"])
+    read = (keep[:, None] & allowed).reshape(*rows, -1).movedim(-1, at)
     garbage = torch.tensor([torch.nan, torch.inf, -torch.inf])
     with torch.no_grad():
         call.input[~read] = garbage.repeat(read.numel())[: (~read).sum()].to(call.input.dtype)
     mask, weight = call.arguments["mask"], call.arguments["sample_weight"]
     if mask is None:
         return read
-    masked = (mask == 0).expand(call.target.shape)
-    call.target[masked] = torch.iinfo(call.target.dtype).max - 1
+    masked = (mask == 0).expand(rows)
+    with torch.no_grad():
+        if call.target.is_floating_point():
+            call.target.movedim(at, -1)[masked] = torch.nan
+        else:
+            call.target[masked] = torch.iinfo(call.target.dtype).max - 1
     if weight is not None and weight.shape == masked.shape:
         weight.data[masked] = torch.nan
     return read
@@ -133,13 +136,13 @@ def test_what_is_masked_is_never_read(seed, case):
 def as_function(call):
     """The loss as a function of what is differentiated, for gradcheck."""
 
-    def function(input, sample_weight=None):
-        arguments = dict(call.arguments)
-        if sample_weight is not None:
-            arguments["sample_weight"] = sample_weight
-        return masked_loss.cross_entropy(input, call.target, **arguments)
+    def function(*given):
+        given = dict(zip(map(id, grid.leaves(call)), given, strict=True))
+        arguments = {name: given.get(id(value), value) for name, value in call.arguments.items()}
+        input, target = (given.get(id(tensor), tensor) for tensor in (call.input, call.target))
+        return masked_loss.cross_entropy(input, target, **arguments)
 
-    return function, leaves(call)
+    return function, grid.leaves(call)
 
 
 @pytest.mark.parametrize(("seed", "case"), SMALL_CASES, ids=SMALL_IDS)
@@ -147,3 +150,42 @@ def test_derivatives(seed, case):
     function, inputs = as_function(grid.build(case, seed))
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_derivatives_for_probabilities_and_weights(reduction, smoothing):
+    """Without a class mask: more than 0 on a class that is not allowed costs inf, which is no derivative."""
+    x, sample_weight = torch.randn(3, 4, 2, dtype=torch.float64), torch.rand(3, 2, dtype=torch.float64) + 0.5
+    probabilities, weight = torch.rand_like(x), torch.rand(4, dtype=torch.float64) + 0.5
+    mask = torch.tensor([[True, False], [True, True], [False, False]])
+    inputs = [tensor.requires_grad_() for tensor in (x, probabilities, weight, sample_weight)]
+
+    def function(x, probabilities, weight, sample_weight):
+        options = dict(weight=weight, sample_weight=sample_weight, label_smoothing=smoothing, z_loss=0.1)
+        return masked_loss.cross_entropy(x, probabilities, mask, reduction=reduction, **options)
+
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_probability_on_a_class_that_is_not_allowed(requires_grad):
+    x = torch.randn(3, 4, requires_grad=requires_grad)
+    probabilities = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.4, 0.3, 0.3, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    class_mask = torch.tensor([True, True, False, True])
+    loss = masked_loss.cross_entropy(x, probabilities, class_mask=class_mask, reduction="none")
+    assert loss.isposinf().tolist() == [False, True, False]
+    if requires_grad:
+        (gradient,) = torch.autograd.grad(loss, x, torch.ones(3))
+        assert gradient.isfinite().all()
+        assert_positive_zero(gradient[:, 2])
+
+
+def test_dtypes_of_probabilities_promote():
+    x, probabilities = torch.randn(5, 7), torch.rand(5, 7)
+    for a in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        for b in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            loss = masked_loss.cross_entropy(x.to(a).requires_grad_(), probabilities.to(b))
+            assert loss.dtype == torch.promote_types(a, b)
+            assert_near(loss, reference.cross_entropy(x.to(a), probabilities.to(b)))

@@ -126,6 +126,8 @@ def loss_arguments():
         Bad(op, dict(input=LOGITS.to("meta")), RuntimeError, "target|input", ("meta", "cpu")),
         Bad(op, dict(target=TARGET.to("meta")), RuntimeError, "target", ("meta", "cpu")),
         Bad(op, dict(target=TARGET[:, :2]), RuntimeError, "target", (r"\[3, 3\]", r"\[3, 2\]")),
+        Bad(op, dict(target=ones(B, 4, T)), RuntimeError, "target", (r"\[3, 5, 3\]", r"\[3, 4, 3\]")),
+        Bad(op, dict(target=ones(B, C, T), ignore_index=[-1, 2]), ValueError, "ignore_index", ("got 2", "mask=")),
         Bad(op, dict(target=TARGET[:, :1]), RuntimeError, "target", (r"\[3, 3\]", r"\[3, 1\]")),
         Bad(op, dict(target=TARGET[0]), RuntimeError, "target", (r"\[3, 3\]", r"\[3\]")),
         Bad(op, dict(target=TARGET[:, None].expand(B, C, T)), RuntimeError, "target", (r"\[3, 3\]", r"\[3, 5, 3\]")),

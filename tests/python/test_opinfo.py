@@ -12,9 +12,6 @@ from reference import RELATIVE, assert_near, assert_same_bits
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
-# Class probabilities are not taken yet. True moves their samples from the test of the error to those of the numbers.
-CLASS_PROBABILITIES = False
-
 
 @pytest.fixture(autouse=True)
 def one_thread(threads):
@@ -45,8 +42,8 @@ def from_module(inputs):
     return *inputs.forward_input.args, inputs.constructor_input.kwargs
 
 
-def cross_entropy_samples(dtype, probabilities):
-    """Input, target and arguments: with weight, ignore_index, label_smoothing, every reduction, up to 4 dimensions."""
+def cross_entropy_samples(dtype):
+    """Input, target (class indices or class probabilities) and arguments, up to 4 dimensions."""
     info = op_info("nn.functional.cross_entropy")
     samples = [
         (sample.input, *sample.args, sample.kwargs)
@@ -55,13 +52,9 @@ def cross_entropy_samples(dtype, probabilities):
     ]
     modules = module_info().module_inputs_func(module_info(), "cpu", dtype, requires_grad=True, training=True)
     samples += map(from_module, modules)
-    chosen = [sample for sample in samples if sample[1].is_floating_point() == probabilities]
-    assert len(chosen) > 50
-    return chosen
-
-
-def numeric_samples(dtype):
-    return cross_entropy_samples(dtype, False) + (cross_entropy_samples(dtype, True) if CLASS_PROBABILITIES else [])
+    for probabilities in (False, True):
+        assert sum(sample[1].is_floating_point() == probabilities for sample in samples) > 50
+    return samples
 
 
 def leaf(tensor, dtype=None):
@@ -115,7 +108,7 @@ def unmasked(input, target, *, reduction="mean", **arguments):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cross_entropy_without_a_mask(dtype):
-    for sample in numeric_samples(dtype):
+    for sample in cross_entropy_samples(dtype):
         expect(cross_entropy, sample, unmasked)
 
 
@@ -146,7 +139,7 @@ def ignored(input, target, *, mask, ignore_index=-100, **arguments):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_masked_cross_entropy_is_that_of_what_is_kept(dtype):
-    for sample in numeric_samples(dtype):
+    for sample in cross_entropy_samples(dtype):
         input, target, arguments = sample
         shape = input.select(min(input.dim() - 1, 1), 0).shape
         for mask in masks(shape):
@@ -155,14 +148,6 @@ def test_masked_cross_entropy_is_that_of_what_is_kept(dtype):
                 continue
             if (mask & (target != arguments.get("ignore_index", -100))).any():
                 expect(cross_entropy, sample, ignored, mask=mask)
-
-
-@pytest.mark.skipif(CLASS_PROBABILITIES, reason="class probabilities are taken")
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_class_probabilities_are_refused(dtype):
-    for input, target, arguments in cross_entropy_samples(dtype, True):
-        with pytest.raises(TypeError, match=r"^cross_entropy: expected target of .*class indices"):
-            cross_entropy(input, target, **arguments)
 
 
 def test_cross_entropy_errors():
