@@ -47,6 +47,7 @@ MASKED_LOSS_HD V<M> sign(V<M> d) {
 
 struct Safe {
   static constexpr double safe_input = 0, safe_target = 0, safe_other = 1;
+  static constexpr bool takes_other = false;
   static constexpr bool has_other_slope = false;
   static constexpr bool broadcasts_target = true;
   static constexpr bool counts_weight = false;         // whether a mean divides by the weights of the elements
@@ -115,6 +116,7 @@ MASKED_LOSS_HD V<M> negative_part(V<M> x) {
 
 // The third operand is pos_weight.
 struct BinaryCrossEntropyWithLogits : Safe {
+  static constexpr bool takes_other = true;
   static constexpr bool broadcasts_target = false;
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M> pos_weight, const double*) {
@@ -196,6 +198,7 @@ struct PoissonNllOfLogInput : Safe {
 
 // The third operand is the variance, at least eps. numbers: full, eps
 struct GaussianNll : Safe {
+  static constexpr bool takes_other = true;
   static constexpr bool has_other_slope = true;
   static constexpr const char* requirement = "gaussian_nll_loss: expected var of at least 0";
   static bool fits(double, double var) { return !(var < 0); }
