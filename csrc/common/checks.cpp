@@ -342,8 +342,8 @@ bool checks_values() {
   return value != nullptr && std::string_view(value) == "1";
 }
 
-void check_normalizer_value(double normalizer) {
-  TORCH_CHECK_VALUE(!(normalizer < 0), "cross_entropy: expected normalizer of at least 0, got ", normalizer);
+void check_normalizer_value(const char* op, double normalizer) {
+  TORCH_CHECK_VALUE(!(normalizer < 0), op, ": expected normalizer of at least 0, got ", normalizer);
 }
 
 namespace {
@@ -359,8 +359,8 @@ at::DimVector position_of(std::int64_t element, at::IntArrayRef shape) {
 
 }  // namespace
 
-void throw_unfit(const char* requirement, at::IntArrayRef shape, std::int64_t at) {
-  TORCH_CHECK_VALUE(false, requirement, " where it is kept, got another value at position ",
+void throw_unfit(const PointwiseTraits& traits, double value, std::int64_t at, at::IntArrayRef shape) {
+  TORCH_CHECK_VALUE(false, traits.name, ": expected kept ", traits.requirement, ", got ", value, " at position ",
                     at::IntArrayRef(position_of(at, shape)));
 }
 

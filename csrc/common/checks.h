@@ -37,7 +37,7 @@ void check_scale_gradient_(const Tensor& gradient, const Tensor& grad);
 bool checks_values();
 
 // The values of a normalizer, where it can be read without a wait.
-void check_normalizer_value(double normalizer);
+void check_normalizer_value(const char* op, double normalizer);
 
 // Checks a call of a loss of elements, and gives it with input, target and other in one dtype and the loss's shape.
 PointwiseCall resolve_pointwise(PointwiseCall call);
@@ -47,7 +47,7 @@ void check_pointwise(const Tensor& input, const Tensor& target, const OptionalTe
                      const PointwiseOptions& options);
 
 // For a kept element that does not fit its formula: `at` counts the elements of the loss.
-[[noreturn]] void throw_unfit(const char* requirement, at::IntArrayRef shape, std::int64_t at);
+[[noreturn]] void throw_unfit(const PointwiseTraits& traits, double value, std::int64_t at, at::IntArrayRef shape);
 
 [[noreturn]] void throw_out_of_range(const RowArguments& arguments, std::int64_t row, std::int64_t index,
                                      std::int64_t classes);

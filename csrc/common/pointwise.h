@@ -25,7 +25,9 @@ struct ScalarMath {
   MASKED_LOSS_HD static V exp(V x) { return std::exp(x); }
   MASKED_LOSS_HD static V exp_of_negative(V x) { return std::exp(x); }  // of numbers that are not above 0
   MASKED_LOSS_HD static V log(V x) { return std::log(x); }
-  MASKED_LOSS_HD static V log1p(V x) { return std::log1p(x); }
+  MASKED_LOSS_HD static V log1p_of_fraction(V x) { return std::log1p(x); }   // of numbers in [0, 1]
+  MASKED_LOSS_HD static V log_of_complement(V x) { return std::log1p(-x); }  // of 1 - x, x in [0, 1]
+  MASKED_LOSS_HD static V reciprocal(V x) { return 1 / x; }                  // of numbers in [1e-12, 2]
   MASKED_LOSS_HD static V pow(V x, V y) { return std::pow(x, y); }
   MASKED_LOSS_HD static bool less(V a, V b) { return a < b; }
   MASKED_LOSS_HD static bool equal(V a, V b) { return a == b; }
@@ -52,10 +54,12 @@ struct Safe {
   static constexpr bool broadcasts_target = true;
   static constexpr bool counts_weight = false;         // whether a mean divides by the weights of the elements
   static constexpr const char* requirement = nullptr;  // of kept values; where it does not hold the loss is NaN
-  static bool fits(double, double) { return true; }    // of input and other
+  static constexpr bool requires_of_other = false;     // of the third operand, else of the input
+  static bool fits(double) { return true; }
 };
 
 struct Mse : Safe {
+  static constexpr auto name = "mse_loss";
   static constexpr bool counts_weight = true;
 
   template <class M>
@@ -66,6 +70,7 @@ struct Mse : Safe {
 };
 
 struct L1 : Safe {
+  static constexpr auto name = "l1_loss";
   static constexpr bool counts_weight = true;
 
   template <class M>
@@ -77,6 +82,7 @@ struct L1 : Safe {
 
 // numbers: beta
 struct SmoothL1 : Safe {
+  static constexpr auto name = "smooth_l1_loss";
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double* numbers) {
     const V<M> beta(numbers[0]), half(0.5), d = x - t, z = M::abs(d);
@@ -87,6 +93,7 @@ struct SmoothL1 : Safe {
 
 // numbers: delta
 struct Huber : Safe {
+  static constexpr auto name = "huber_loss";
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double* numbers) {
     const V<M> delta(numbers[0]), half(0.5), d = x - t, z = M::abs(d);
@@ -101,11 +108,11 @@ struct Logistic {
   V<M> positive, negative, log_term;
 
   MASKED_LOSS_HD explicit Logistic(V<M> x) {
-    const V<M> e = M::exp_of_negative(V<M>(0) - M::abs(x)), larger = V<M>(1) / (V<M>(1) + e), smaller = e * larger;
+    const V<M> e = M::exp_of_negative(V<M>(0) - M::abs(x)), larger = M::reciprocal(V<M>(1) + e), smaller = e * larger;
     const auto below = M::less(x, V<M>(0));
     positive = M::where(below, smaller, larger);
     negative = M::where(below, larger, smaller);
-    log_term = M::log1p(e);
+    log_term = M::log1p_of_fraction(e);
   }
 };
 
@@ -116,6 +123,7 @@ MASKED_LOSS_HD V<M> negative_part(V<M> x) {
 
 // The third operand is pos_weight.
 struct BinaryCrossEntropyWithLogits : Safe {
+  static constexpr auto name = "binary_cross_entropy_with_logits";
   static constexpr bool takes_other = true;
   static constexpr bool broadcasts_target = false;
   template <class M>
@@ -129,18 +137,19 @@ struct BinaryCrossEntropyWithLogits : Safe {
 
 // Of probabilities; logarithms are at least -100, as torch's.
 struct BinaryCrossEntropy : Safe {
+  static constexpr auto name = "binary_cross_entropy";
   static constexpr bool broadcasts_target = false;
   static constexpr double safe_input = 0.5;
-  static constexpr const char* requirement = "binary_cross_entropy: expected input in [0, 1]";
-  static bool fits(double x, double) { return !(x < 0 || x > 1); }
+  static constexpr const char* requirement = "input in [0, 1]";
+  static bool fits(double x) { return !(x < 0 || x > 1); }
 
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double*) {
     const V<M> zero(0), one(1), least(-100);
     const auto at_least = [&](V<M> log) { return M::where(M::less(log, least), least, log); };
-    const auto value = (t - one) * at_least(M::log1p(zero - x)) - t * at_least(M::log(x));
-    const V<M> product = x * (one - x), smallest(1e-12);
-    const auto slope = (x - t) / M::where(M::less(product, smallest), smallest, product);
+    const auto value = (t - one) * at_least(M::log_of_complement(x)) - t * at_least(M::log(x));
+    const V<M> product = x * (one - x), smallest(1e-12f);  // a float in torch, whatever the dtype
+    const auto slope = (x - t) * M::reciprocal(M::where(M::less(product, smallest), smallest, product));
     const V<M> nan(std::numeric_limits<double>::quiet_NaN());
     const auto fits = [&](V<M> y) { return M::where(M::less(x, zero), nan, M::where(M::less(one, x), nan, y)); };
     return {fits(value), fits(slope), zero};
@@ -149,6 +158,7 @@ struct BinaryCrossEntropy : Safe {
 
 // The target is a probability.
 struct KlDiv : Safe {
+  static constexpr auto name = "kl_div";
   static constexpr double safe_target = 1;  // where t log t has a slope
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double*) {
@@ -159,6 +169,7 @@ struct KlDiv : Safe {
 
 // The target is a logarithm.
 struct KlDivOfLogTarget : Safe {
+  static constexpr auto name = "kl_div";
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double*) {
     const auto p = M::exp(t);
@@ -175,6 +186,7 @@ MASKED_LOSS_HD V<M> log_factorial(V<M> t) {
 
 // numbers: full, eps
 struct PoissonNll : Safe {
+  static constexpr auto name = "poisson_nll_loss";
   static constexpr double safe_input = 1;
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double* numbers) {
@@ -187,6 +199,7 @@ struct PoissonNll : Safe {
 
 // Of the logarithm of the rate. numbers: full
 struct PoissonNllOfLogInput : Safe {
+  static constexpr auto name = "poisson_nll_loss";
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double* numbers) {
     const auto rate = M::exp(x);
@@ -198,24 +211,27 @@ struct PoissonNllOfLogInput : Safe {
 
 // The third operand is the variance, at least eps. numbers: full, eps
 struct GaussianNll : Safe {
+  static constexpr auto name = "gaussian_nll_loss";
   static constexpr bool takes_other = true;
   static constexpr bool has_other_slope = true;
-  static constexpr const char* requirement = "gaussian_nll_loss: expected var of at least 0";
-  static bool fits(double, double var) { return !(var < 0); }
+  static constexpr const char* requirement = "var of at least 0";
+  static constexpr bool requires_of_other = true;
+  static bool fits(double var) { return !(var < 0); }
 
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M> var, const double* numbers) {
     const V<M> zero(0), half(0.5), one(1), eps(numbers[1]), nan(std::numeric_limits<double>::quiet_NaN());
     const auto v = M::where(M::less(var, zero), nan, M::where(M::less(var, eps), eps, var));
-    const auto d = x - t, slope = d / v;
+    const auto d = x - t, precision = one / v, slope = d * precision;
     auto value = half * (M::log(v) + d * slope);
     if (numbers[0] != 0) value = value + V<M>(0.9189385332046727);  // log(2 pi) / 2
-    return {value, slope, half * (one / v - slope * slope)};
+    return {value, slope, half * (precision - slope * slope)};
   }
 };
 
 // Lin et al., Focal Loss for Dense Object Detection, 2017. numbers: alpha (below 0: none), gamma
 struct SigmoidFocal : Safe {
+  static constexpr auto name = "sigmoid_focal_loss";
   static constexpr bool broadcasts_target = false;
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double* numbers) {

@@ -43,14 +43,18 @@ struct PointwiseBackward : Carry<PointwiseOptions, std::tuple<Tensor, Tensor>, c
 
 // What host code has to know of a formula.
 struct PointwiseTraits {
+  const char* name;
   double safe_input, safe_target, safe_other;
   bool has_other_slope, counts_weight, broadcasts_target;
   const char* requirement;
+  bool requires_of_other;
+  bool (*fits)(double);
 };
 inline const PointwiseTraits& pointwise_traits(std::int64_t loss) {
   static constexpr auto table = []<class... F>(std::tuple<F...>*) {
-    return std::array{PointwiseTraits{F::safe_input, F::safe_target, F::safe_other, F::has_other_slope,
-                                      F::counts_weight, F::broadcasts_target, F::requirement}...};
+    return std::array{PointwiseTraits{F::name, F::safe_input, F::safe_target, F::safe_other, F::has_other_slope,
+                                      F::counts_weight, F::broadcasts_target, F::requirement, F::requires_of_other,
+                                      F::fits}...};
   }(static_cast<PointwiseFormulas*>(nullptr));
   TORCH_CHECK_VALUE(loss >= 0 && loss < static_cast<std::int64_t>(table.size()),
                     "_pointwise: expected loss to be the index of a formula, got ", loss);

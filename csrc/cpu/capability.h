@@ -2,6 +2,14 @@
 
 #include <ATen/Version.h>
 
+#include <cstdint>
+
+namespace masked_loss::cpu {
+
+inline constexpr std::int64_t kPastCache = 1 << 23;  // bytes; a larger output is stored past the cache
+
+}  // namespace masked_loss::cpu
+
 // A kernel file is compiled once for every instruction set, into a namespace named after it.
 #if defined(__x86_64__) || defined(_M_X64)
 #define MASKED_LOSS_KERNELS(declaration) \

@@ -10,17 +10,11 @@ namespace {
 constexpr std::int64_t kSmallClasses = 64;  // up to here, rows are computed beside one another in vectors
 constexpr std::int64_t kLanes = 512;  // rows beside one another: of neighbours in memory, as many as make long reads
 constexpr std::int64_t kTransposedLanes = 128;
-constexpr std::int64_t kPastCache = 1 << 23;  // bytes; a larger gradient is stored past the cache
-constexpr std::int64_t kLongRow = 1 << 18;    // classes; exponentials of a longer row would not stay in the L2 cache
+constexpr std::int64_t kLongRow = 1 << 18;  // classes; exponentials of a longer row would not stay in the L2 cache
 
 template <class T, class A>
 bool past_cache(const CrossEntropyWork<T, A>& work) {
   return work.rows.count * work.classes * static_cast<std::int64_t>(sizeof(T)) >= kPastCache;
-}
-
-template <class P>
-P* at_or_null(P* data, std::int64_t i) {
-  return data == nullptr ? nullptr : data + i;
 }
 
 // Vectors of the logits x, or of a part of one at the end: take(vector, position, lanes). Half types give two at once.
@@ -111,36 +105,6 @@ A exp_sum(const A* x, A* out, std::int64_t n, A max, const void* ahead = nullptr
     sum0 = V::set(sum0, sum0 + e, lanes);
   }
   return sum_lanes(sum0 + sum1);
-}
-
-// Takes value(position, lanes) for each vector of a row of T, computed in A, and stores it.
-template <bool past_cache, class A, class T, class Value>
-void store_vectors(T* out, std::int64_t n, const Value& value) {
-  using V = Vectorized<A>;
-  constexpr std::int64_t size = V::size();
-  const auto store_part = [&](std::int64_t i, std::int64_t lanes) {
-    if constexpr (std::is_same_v<T, A>) {
-      value(i, lanes).store(out + i, lanes);
-    } else {
-      const V low = value(i, std::min(size, lanes)), high = lanes > size ? value(i + size, lanes - size) : V(0);
-      at::vec::convert_from_float<T>(low, high).store(out + i, lanes);
-    }
-  };
-  constexpr std::int64_t step = Vectorized<T>::size();
-  std::int64_t i = 0;
-  if constexpr (past_cache) {
-    const auto head = before_line(out, n);
-    for (; i < head; i += step) store_part(i, std::min(step, head - i));
-    i = head;
-  }
-  for (; i + step <= n; i += step) {
-    if constexpr (std::is_same_v<T, A>) {
-      store<past_cache>(value(i, size), out + i);
-    } else {
-      store<past_cache>(at::vec::convert_from_float<T>(value(i, size), value(i + size, size)), out + i);
-    }
-  }
-  if (i < n) store_part(i, n - i);
 }
 
 // What label smoothing sums over a block, shifted by its maximum so that large logits lose no digits.

@@ -29,7 +29,7 @@ Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& va
                       .add_const_input(bytes)
                       .build();
   const auto& kernel = kernel_of(input);
-  const bool past_cache = out.nbytes() >= kPastCache;
+  const bool past_cache = static_cast<std::int64_t>(out.nbytes()) >= kPastCache;
   iterator.for_each([&](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t lines) {
     for (std::int64_t i = 0; i < lines; ++i) {
       kernel.fill(data[0] + i * strides[3], data[1] + i * strides[4], data[2] + i * strides[5], strides, n, &element,
@@ -53,7 +53,7 @@ void masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
                       .add_const_input(bytes)
                       .build();
   const auto& kernel = kernel_of(input);
-  const bool past_cache = input.nbytes() >= kPastCache;
+  const bool past_cache = static_cast<std::int64_t>(input.nbytes()) >= kPastCache;
   iterator.for_each([&](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t lines) {
     for (std::int64_t i = 0; i < lines; ++i) {
       kernel.fill_(data[0] + i * strides[2], data[1] + i * strides[3], strides, n, &element, past_cache);

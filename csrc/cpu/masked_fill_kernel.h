@@ -5,9 +5,6 @@
 
 namespace masked_loss::cpu {
 
-// From so many bytes on, an output is stored past the cache.
-inline constexpr std::size_t kPastCache = 1 << 23;
-
 // Lines of n elements; strides in bytes, the mask one byte an element (nonzero = fill). `value` points to an element.
 struct MaskedFillKernel {
   // out = mask ? value : in; strides of out, in, mask

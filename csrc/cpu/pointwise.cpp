@@ -50,7 +50,7 @@ double divisor_of(PointwiseOperands<A>& operands, const PointwiseOptions& option
   for (const auto& sum : sums) divisor += by_sequence ? sum.kept > 0 : sum.weight;
   if (options.normalizer) {
     divisor = options.normalizer->template item<double>();
-    check_normalizer_value(divisor);
+    check_normalizer_value(pointwise_traits(options.loss).name, divisor);
   }
   if (reduction == Reduction::SequenceMean) {
     const auto shares = at::empty({static_cast<std::int64_t>(sums.size())},
@@ -63,16 +63,12 @@ double divisor_of(PointwiseOperands<A>& operands, const PointwiseOptions& option
 }
 
 template <class A>
-void check_fits(const PointwiseOperands<A>& operands, std::int64_t loss) {
-  const auto check = [&](auto index) {
-    using Formula = std::tuple_element_t<index, PointwiseFormulas>;
-    if (loss != index || Formula::requirement == nullptr) return;
-    const auto at = kernels().of<A>().find_unfit(operands.work, Formula::fits, 0, operands.work.count);
-    if (at < operands.work.count) throw_unfit(Formula::requirement, operands.shape, at);
-  };
-  [&]<std::size_t... index>(std::index_sequence<index...>) {
-    (check(std::integral_constant<std::size_t, index>()), ...);
-  }(std::make_index_sequence<kPointwiseFormulas>());
+void check_fits(const PointwiseOperands<A>& operands, const PointwiseTraits& traits) {
+  if (traits.requirement == nullptr) return;
+  const auto& work = operands.work;
+  const auto& operand = traits.requires_of_other ? work.other : work.input;
+  const auto [at, value] = kernels().of<A>().find_unfit(work, operand, traits.fits);
+  if (at < work.count) throw_unfit(traits, value, at, operands.shape);
 }
 
 // The loss of a reduction, and the outputs; an error where a kept value does not fit the formula.
@@ -95,7 +91,7 @@ double run(PointwiseOperands<A>& operands, const PointwiseOptions& options, std:
   });
   double total = 0;
   for (const double sum : sums) total += sum;
-  if (std::isnan(total)) check_fits(operands, options.loss);
+  if (std::isnan(total)) check_fits(operands, pointwise_traits(options.loss));
   return total / divisor;
 }
 

@@ -2,15 +2,12 @@
 // one copy for all of them.
 #include "cpu/pointwise_kernel.h"
 
-#include <cstring>
-
 #include "cpu/vectors.h"
 
 namespace masked_loss::cpu::CPU_CAPABILITY {
 namespace {
 
-constexpr std::int64_t kBlock =
-    1024;  // elements that are visited together: what is staged of them stays in the L1 cache
+constexpr std::int64_t kBlock = 1024;  // elements that are visited together; what is staged stays in the L1 cache
 
 template <class A>
 struct VectorMath {
@@ -18,12 +15,36 @@ struct VectorMath {
   static V abs(V x) { return x.abs(); }
   static V exp(V x) { return x.exp(); }
   static V exp_of_negative(V x) { return CPU_CAPABILITY::exp_of_negative(x); }
-  static V log(V x) { return x.log(); }
-  static V log1p(V x) { return x.log1p(); }
+  static V log(V x) { return fast_log(x); }
+  static V log1p_of_fraction(V x) { return CPU_CAPABILITY::log1p_of_fraction(x); }
+  static V log_of_complement(V x) { return CPU_CAPABILITY::log_of_complement(x); }
+  static V reciprocal(V x) { return CPU_CAPABILITY::reciprocal(x); }
   static V pow(V x, V y) { return x.pow(y); }
+#if defined(CPU_CAPABILITY_AVX512)
+  // A comparison gives a bit a lane, which Vectorized's operators would spread out, for blendv to gather again.
+  static auto less(V a, V b) {
+    if constexpr (std::is_same_v<A, float>)
+      return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+    else
+      return _mm512_cmp_pd_mask(a, b, _CMP_LT_OQ);
+  }
+  static auto equal(V a, V b) {
+    if constexpr (std::is_same_v<A, float>)
+      return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
+    else
+      return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ);
+  }
+  static V where(__mmask16 condition, Vectorized<float> a, Vectorized<float> b) {
+    return _mm512_mask_blend_ps(condition, b, a);
+  }
+  static V where(__mmask8 condition, Vectorized<double> a, Vectorized<double> b) {
+    return _mm512_mask_blend_pd(condition, b, a);
+  }
+#else
   static V less(V a, V b) { return a < b; }
   static V equal(V a, V b) { return a == b; }
   static V where(V condition, V a, V b) { return V::blendv(b, a, condition); }
+#endif
 };
 
 template <class A, class T>
@@ -84,88 +105,87 @@ const A* load(const Operand& operand, std::int64_t begin, std::int64_t n, A* sta
   return nullptr;
 }
 
-bool any_byte(const std::uint8_t* bytes, std::int64_t n) {
-  std::int64_t i = 0;
-  std::uint64_t any = 0;
-  for (; i + 8 <= n; i += 8) {
-    std::uint64_t word;
-    std::memcpy(&word, bytes + i, 8);
-    any |= word;
-  }
-  for (; i < n; ++i) any |= bytes[i];
-  return any != 0;
-}
-
 template <class A>
 struct Stage {
-  alignas(64) A input[kBlock], target[kBlock], other[kBlock], keep[kBlock], weight[kBlock], coefficient[kBlock];
+  alignas(64) A input[kBlock], target[kBlock], other[kBlock];
+  alignas(64) A weight[kBlock], coefficient[kBlock], factor[kBlock];
   alignas(64) A gradient[kBlock], other_gradient[kBlock];
-  alignas(64) std::uint8_t mask[kBlock];
+  alignas(64) std::uint8_t mask[kBlock], kept[kBlock];
 };
 
-// The sample weights of what is kept, and 0 where it is not; null where all of it is kept, with a weight of 1. `any`:
-// whether anything is.
+// What of a block counts, and how much.
 template <class A>
-const A* load_keep(const PointwiseWork<A>& work, std::int64_t begin, std::int64_t n, Stage<A>& stage, bool& any) {
-  any = true;
-  const auto* mask = load(work.mask, begin, n, stage.mask);
-  if (mask != nullptr && !any_byte(mask, n)) {
-    any = false;
-    return nullptr;
+struct Counted {
+  std::int64_t elements;     // that are kept
+  const std::uint8_t* kept;  // null: all of them
+  const A* factor;           // null: 1; not to be looked at where nothing is kept
+};
+
+// A weight of 0 drops its element. Chosen, not multiplied: what lies where the mask drops may be anything.
+template <class A>
+void weigh_by(const A* weight, std::int64_t n, Stage<A>& stage, Counted<A>& counted) {
+  if (weight == nullptr) return;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const bool keeps = (counted.kept == nullptr || counted.kept[i] != 0) && weight[i] != 0;
+    const A factor = counted.factor == nullptr ? weight[i] : weight[i] * counted.factor[i];
+    stage.kept[i] = keeps;
+    stage.factor[i] = factor;
   }
-  const A* keep = load(work.sample_weight, begin, n, stage.keep);
-  const A* share = load(work.share, begin, n, stage.weight);
-  if (mask == nullptr && share == nullptr) return keep;
-  // Chosen, not multiplied: what lies where the mask drops may be anything.
-  const auto each = [&](const auto& value) {
-    for (std::int64_t i = 0; i < n; ++i) stage.keep[i] = mask == nullptr || mask[i] != 0 ? value(i) : A(0);
-    return stage.keep;
+  counted = {count_nonzero(stage.kept, n), stage.kept, stage.factor};
+}
+
+template <class A>
+void multiply_by(const A* weight, std::int64_t n, Stage<A>& stage, Counted<A>& counted) {
+  if (weight == nullptr || counted.elements == 0) return;
+  if (counted.factor == nullptr) {
+    counted.factor = weight;
+    return;
+  }
+  for (std::int64_t i = 0; i < n; ++i) stage.factor[i] = counted.factor[i] * weight[i];
+  counted.factor = stage.factor;
+}
+
+// By mask, sample weights and the shares of sequences; the factor is the product of these two.
+template <class A>
+Counted<A> load_counted(const PointwiseWork<A>& work, std::int64_t begin, std::int64_t n, Stage<A>& stage) {
+  Counted<A> counted{n, load(work.mask, begin, n, stage.mask), nullptr};
+  if (counted.kept != nullptr) counted.elements = count_nonzero(counted.kept, n);
+  for (const auto* weight : {&work.sample_weight, &work.share}) {
+    if (counted.elements == 0) return counted;
+    weigh_by(load<A>(*weight, begin, n, stage.weight), n, stage, counted);
+  }
+  return counted;
+}
+
+template <class A>
+void store_gradient(const PointwiseWork<A>& work, void* gradient, std::int64_t begin, std::int64_t n, const A* from) {
+  const auto store_as = [&]<class T>(T* to) {
+    const auto value = [&](std::int64_t i, std::int64_t lanes) {
+      return lanes == Vectorized<A>::size() ? Vectorized<A>::loadu(from + i) : Vectorized<A>::loadu(from + i, lanes);
+    };
+    if (work.count * static_cast<std::int64_t>(sizeof(T)) >= kPastCache) {
+      store_vectors<true, A>(to + begin, n, value);
+    } else {
+      store_vectors<false, A>(to + begin, n, value);
+    }
   };
-  if (share == nullptr)
-    return keep == nullptr ? each([](auto) { return A(1); }) : each([&](auto i) { return keep[i]; });
-  if (keep == nullptr) return each([&](auto i) { return share[i]; });
-  return each([&](auto i) { return keep[i] == 0 || share[i] == 0 ? A(0) : keep[i] * share[i]; });
-}
-
-template <class T, class A>
-void store_as(const A* from, std::int64_t n, T* to) {
-  if constexpr (std::is_same_v<T, A>) {
-    std::int64_t i = 0;
-    const bool streams = reinterpret_cast<std::uintptr_t>(to) % 64 == 0;
-    if (streams) {
-      for (; i + Vectorized<A>::size() <= n; i += Vectorized<A>::size()) {
-        store<true>(Vectorized<A>::loadu(from + i), to + i);
-      }
-    }
-    std::copy(from + i, from + n, to + i);
-  } else {
-    using V = Vectorized<A>;
-    std::int64_t i = 0;
-    for (; i + 2 * V::size() <= n; i += 2 * V::size()) {
-      at::vec::convert_from_float<T>(V::loadu(from + i), V::loadu(from + i + V::size())).store(to + i);
-    }
-    for (; i < n; ++i) to[i] = static_cast<T>(from[i]);
-  }
-}
-
-template <class A>
-void store_gradient(void* gradient, ElementType type, std::int64_t begin, std::int64_t n, const A* from) {
   if (gradient == nullptr) return;
   if constexpr (std::is_same_v<A, double>) {
-    store_as(from, n, static_cast<double*>(gradient) + begin);
-  } else if (type == ElementType::Float) {
-    store_as(from, n, static_cast<float*>(gradient) + begin);
-  } else if (type == ElementType::BFloat16) {
-    store_as(from, n, static_cast<at::BFloat16*>(gradient) + begin);
+    store_as(static_cast<double*>(gradient));
+  } else if (work.input.type == ElementType::Float) {
+    store_as(static_cast<float*>(gradient));
+  } else if (work.input.type == ElementType::BFloat16) {
+    store_as(static_cast<at::BFloat16*>(gradient));
   } else {
-    store_as(from, n, static_cast<at::Half*>(gradient) + begin);
+    store_as(static_cast<at::Half*>(gradient));
   }
 }
 
 // What a formula reads and writes of a block.
 template <class A>
 struct Block {
-  const A *input, *target, *other, *keep, *weight, *coefficient;
+  const A *input, *target, *other;
+  Counted<A> counted;
   A *loss, *gradient, *other_gradient;
 };
 
@@ -173,8 +193,7 @@ struct Block {
 template <class Formula, class A, bool whole>
 Vectorized<A> visit(const Block<A>& block, const double* numbers, A factor_of_slopes, std::int64_t i, std::int64_t n) {
   using V = Vectorized<A>;
-  const auto get = [&](const A* from, A otherwise) {
-    if (from == nullptr) return V(otherwise);
+  const auto get = [&](const A* from) {
     if constexpr (whole) return V::loadu(from + i);
     return V::loadu(from + i, n);
   };
@@ -185,21 +204,22 @@ Vectorized<A> visit(const Block<A>& block, const double* numbers, A factor_of_sl
       value.store(to + i, n);
     }
   };
-  auto terms = Formula::template at<VectorMath<A>>(get(block.input, 0), get(block.target, 0),
-                                                   get(block.other, A(Formula::safe_other)), numbers);
-  V factor(1);
-  if (block.weight != nullptr) factor = get(block.weight, 1);
-  if (block.coefficient != nullptr) factor = factor * get(block.coefficient, 1);
-  const V keep = get(block.keep, 1), masked = keep == V(0);
-  if (block.keep != nullptr) factor = factor * keep;
+  const V other = block.other == nullptr ? V(A(Formula::safe_other)) : get(block.other);
+  auto terms = Formula::template at<VectorMath<A>>(get(block.input), get(block.target), other, numbers);
+  const auto& [elements, kept, factor] = block.counted;
   const auto finish = [&](V value, V by) {
-    const V result = value * by;
-    return block.keep == nullptr ? result : V::blendv(result, V(0), masked);
+    value = value * by;
+    return kept == nullptr ? value : select(kept + i, value, V(0), whole ? V::size() : n);
   };
-  V loss = finish(terms.value, factor);
+  V loss = terms.value, slope_factor(factor_of_slopes);
+  if (factor != nullptr) {
+    loss = finish(loss, get(factor));
+    slope_factor = slope_factor * get(factor);
+  } else if (kept != nullptr) {
+    loss = select(kept + i, loss, V(0), whole ? V::size() : n);
+  }
   if constexpr (!whole) loss = V::set(V(0), loss, n);
   if (block.loss != nullptr) put(loss, block.loss);
-  const V slope_factor = factor * V(factor_of_slopes);
   if (block.gradient != nullptr) put(finish(terms.input, slope_factor), block.gradient);
   if constexpr (Formula::has_other_slope) {
     if (block.other_gradient != nullptr) put(finish(terms.other, slope_factor), block.other_gradient);
@@ -212,36 +232,34 @@ double run(const PointwiseWork<A>& work, A factor, std::int64_t begin, std::int6
   using V = Vectorized<A>;
   Stage<A> stage;
   double total = 0;
-  const auto type = work.input.type;
   for (; begin < end; begin += kBlock) {
     const auto n = std::min(kBlock, end - begin);
-    bool any;
-    const A* keep = load_keep(work, begin, n, stage, any);
-    if (!any) {
+    auto counted = load_counted(work, begin, n, stage);
+    if (counted.elements == 0) {
       if (work.loss != nullptr) std::fill(work.loss + begin, work.loss + begin + n, A(0));
-      if (work.gradient != nullptr || work.other_gradient != nullptr)
-        std::fill(stage.gradient, stage.gradient + n, A(0));
-      store_gradient(work.gradient, type, begin, n, stage.gradient);
-      store_gradient(work.other_gradient, type, begin, n, stage.gradient);
+      std::fill(stage.gradient, stage.gradient + n, A(0));
+      store_gradient(work, work.gradient, begin, n, stage.gradient);
+      store_gradient(work, work.other_gradient, begin, n, stage.gradient);
       continue;
     }
-    const Block<A> block{load(work.input, begin, n, stage.input),
-                         load(work.target, begin, n, stage.target),
-                         load(work.other, begin, n, stage.other),
-                         keep,
-                         load(work.weight, begin, n, stage.weight),
-                         load(work.coefficient, begin, n, stage.coefficient),
-                         work.loss == nullptr ? nullptr : work.loss + begin,
+    multiply_by(load<A>(work.weight, begin, n, stage.weight), n, stage, counted);
+    multiply_by(load<A>(work.coefficient, begin, n, stage.coefficient), n, stage, counted);
+    const Block<A> block{load<A>(work.input, begin, n, stage.input),
+                         load<A>(work.target, begin, n, stage.target),
+                         load<A>(work.other, begin, n, stage.other),
+                         counted,
+                         at_or_null(work.loss, begin),
                          work.gradient == nullptr ? nullptr : stage.gradient,
                          work.other_gradient == nullptr ? nullptr : stage.other_gradient};
     V sum(0);
     std::int64_t i = 0;
-    for (; i + V::size() <= n; i += V::size())
+    for (; i + V::size() <= n; i += V::size()) {
       sum = sum + visit<Formula, A, true>(block, work.numbers, factor, i, V::size());
+    }
     if (i < n) sum = sum + visit<Formula, A, false>(block, work.numbers, factor, i, n - i);
     total += sum_lanes(sum);
-    store_gradient(work.gradient, type, begin, n, stage.gradient);
-    store_gradient(work.other_gradient, type, begin, n, stage.other_gradient);
+    store_gradient(work, work.gradient, begin, n, stage.gradient);
+    store_gradient(work, work.other_gradient, begin, n, stage.other_gradient);
   }
   finish_stores();
   return total;
@@ -253,24 +271,16 @@ PointwiseSum weigh(const PointwiseWork<A>& work, std::int64_t begin, std::int64_
   PointwiseSum sum;
   for (; begin < end; begin += kBlock) {
     const auto n = std::min(kBlock, end - begin);
-    if (work.sample_weight.data == nullptr && work.weight.data == nullptr) {
-      const auto* mask = load(work.mask, begin, n, stage.mask);
-      std::int64_t kept = 0;
-      for (std::int64_t i = 0; i < n; ++i) kept += mask == nullptr || mask[i] != 0;
-      sum.kept += kept;
-      sum.weight += static_cast<double>(kept);
+    auto counted = load_counted(work, begin, n, stage);
+    multiply_by(load<A>(work.weight, begin, n, stage.weight), n, stage, counted);
+    sum.kept += counted.elements;
+    if (counted.factor == nullptr) {
+      sum.weight += static_cast<double>(counted.elements);
       continue;
     }
-    bool any;
-    const A* keep = load_keep(work, begin, n, stage, any);
-    if (!any) continue;
-    const A* weight = load(work.weight, begin, n, stage.weight);
     double lanes[8] = {};
-    for (std::int64_t i = 0; i < n; ++i) {
-      const A k = keep == nullptr ? A(1) : keep[i];
-      if (k == 0) continue;
-      ++sum.kept;
-      lanes[i % 8] += double(weight == nullptr ? k : k * weight[i]);
+    for (std::int64_t i = 0; counted.elements > 0 && i < n; ++i) {
+      lanes[i % 8] += counted.kept == nullptr || counted.kept[i] != 0 ? double(counted.factor[i]) : 0.0;
     }
     sum.weight += ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
   }
@@ -278,22 +288,19 @@ PointwiseSum weigh(const PointwiseWork<A>& work, std::int64_t begin, std::int64_
 }
 
 template <class A>
-std::int64_t find_unfit(const PointwiseWork<A>& work, bool (*fits)(double, double), std::int64_t begin,
-                        std::int64_t end) {
+UnfitElement find_unfit(const PointwiseWork<A>& work, const Operand& operand, bool (*fits)(double)) {
   Stage<A> stage;
-  for (; begin < end; begin += kBlock) {
-    const auto n = std::min(kBlock, end - begin);
-    bool any;
-    const A* keep = load_keep(work, begin, n, stage, any);
-    if (!any) continue;
-    const A* input = load(work.input, begin, n, stage.input);
-    const A* other = load(work.other, begin, n, stage.other);
+  for (std::int64_t begin = 0; begin < work.count; begin += kBlock) {
+    const auto n = std::min(kBlock, work.count - begin);
+    const auto counted = load_counted(work, begin, n, stage);
+    if (counted.elements == 0) continue;
+    const A* values = load<A>(operand, begin, n, stage.input);
     for (std::int64_t i = 0; i < n; ++i) {
-      if (keep != nullptr && keep[i] == 0) continue;
-      if (!fits(input[i], other == nullptr ? 0 : other[i])) return begin + i;
+      if (counted.kept != nullptr && counted.kept[i] == 0) continue;
+      if (!fits(values[i])) return {begin + i, values[i]};
     }
   }
-  return end;
+  return {work.count, 0};
 }
 
 template <class A, class... Formula>

@@ -5,6 +5,11 @@
 
 namespace masked_loss::cpu {
 
+struct UnfitElement {
+  std::int64_t at;
+  double value;
+};
+
 template <class A>
 struct PointwiseKernel {
   // The sum of the losses of [begin, end), and its outputs; slopes are multiplied with `factor`.
@@ -16,9 +21,8 @@ struct PointwiseKernelsOf {
   PointwiseKernel<A> formulas[kPointwiseFormulas];
   // The sum of the kept sample weights of [begin, end), times the weights where those are given.
   PointwiseSum (*weigh)(const PointwiseWork<A>& work, std::int64_t begin, std::int64_t end);
-  // The first kept element of [begin, end) that does not fit the formula, or end.
-  std::int64_t (*find_unfit)(const PointwiseWork<A>& work, bool (*fits)(double, double), std::int64_t begin,
-                             std::int64_t end);
+  // The first kept element of an operand that does not fit; behind the last one if all do.
+  UnfitElement (*find_unfit)(const PointwiseWork<A>& work, const Operand& operand, bool (*fits)(double));
 };
 
 struct PointwiseKernels {

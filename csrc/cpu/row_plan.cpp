@@ -89,7 +89,7 @@ RowPlan<A> make_row_plan(const RowView<A>& from, Reduction reduction, const Opti
   double divisor = by_sequence ? static_cast<double>(kept_chunks) : total;
   if (normalizer) {
     divisor = normalizer->item<double>();
-    check_normalizer_value(divisor);
+    check_normalizer_value(from.arguments.op, divisor);
   }
   for_chunks(rows, chunk, [&](auto c, auto begin, auto end) {
     const double by = by_sequence ? divisor * sums[c].weight : divisor;

@@ -43,6 +43,87 @@ inline Vectorized<float> exp_of_negative(Vectorized<float> x) {
 
 inline Vectorized<double> exp_of_negative(Vectorized<double> x) { return x.exp(); }
 
+// coefficients[0] x^(n - 1) + ... + coefficients[n - 1]
+template <int n>
+Vectorized<float> polynomial(Vectorized<float> x, const float (&coefficients)[n]) {
+  Vectorized<float> sum(coefficients[0]);
+  for (int i = 1; i < n; ++i) sum = at::vec::fmadd(x, sum, Vectorized<float>(coefficients[i]));
+  return sum;
+}
+
+// log(1 + x) for x in [0, 1], or NaN; within 2 ulp. The polynomial was fitted to log(1 + x) / x there.
+inline Vectorized<float> log1p_of_fraction(Vectorized<float> x) {
+  constexpr float fitted[] = {-0.0032440233f, 0.0198514536f, -0.0569595173f, 0.106036536f,  -0.153055921f,
+                              0.196759388f,   -0.249541342f, 0.333299637f,   -0.499999017f, 1.0f};
+  return x * polynomial(x, fitted);
+}
+
+inline Vectorized<double> log1p_of_fraction(Vectorized<double> x) { return x.log1p(); }
+
+// log(x) within 2 ulp in half the time of Vectorized's, which is within one. With x = 2^n m, m in [0.75, 1.5):
+// n ln 2 + log(m), whose polynomial was fitted to log(1 + f) / f.
+inline Vectorized<float> fast_log(Vectorized<float> x) {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  using V = Vectorized<float>;
+#if defined(CPU_CAPABILITY_AVX512)
+  // Both know 0, infinity, NaN and what is negative.
+  const __m512 m = _mm512_getmant_ps(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan), one = _mm512_set1_ps(1);
+  __m512 n = _mm512_getexp_ps(x);
+  n = _mm512_mask_add_ps(n, _mm512_cmp_ps_mask(m, one, _CMP_LT_OQ), n, one);
+#else
+  const __m256 infinity = _mm256_set1_ps(std::numeric_limits<float>::infinity()), zero = _mm256_setzero_ps();
+  const __m256 tiny = _mm256_cmp_ps(x, _mm256_set1_ps(std::numeric_limits<float>::min()), _CMP_LT_OQ);
+  const __m256 normal = _mm256_blendv_ps(x, _mm256_mul_ps(x, _mm256_set1_ps(0x1p25f)), tiny);
+  const __m256i bits = _mm256_castps_si256(normal), low = _mm256_set1_epi32(0x3f400000);  // 0.75
+  const __m256i power = _mm256_and_si256(_mm256_sub_epi32(bits, low), _mm256_set1_epi32(0xff800000));
+  const __m256 m = _mm256_castsi256_ps(_mm256_sub_epi32(bits, power));
+  const __m256 n =
+      _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(power, 23)), _mm256_and_ps(tiny, _mm256_set1_ps(25)));
+#endif
+  constexpr float fitted[] = {-0.0446000695f, 0.10443449f,   -0.131891012f, 0.144937769f, -0.166458055f,
+                              0.199892581f,   -0.250000745f, 0.333335012f,  -0.5f,        1.0f};
+  const V f = V(m) - V(1), log_of_m = f * polynomial(f, fitted);
+  const V log = at::vec::fmadd(V(n), V(0.693147182f), log_of_m);
+#if defined(CPU_CAPABILITY_AVX512)
+  return log;
+#else
+  // Infinity and NaN stay, 0 gives -infinity, and what is negative NaN.
+  const __m256 positive = _mm256_blendv_ps(x, log, _mm256_cmp_ps(x, infinity, _CMP_LT_OQ));
+  const __m256 of_zero = _mm256_blendv_ps(positive, _mm256_sub_ps(zero, infinity), _mm256_cmp_ps(x, zero, _CMP_EQ_OQ));
+  return _mm256_or_ps(of_zero, _mm256_cmp_ps(x, zero, _CMP_LT_OQ));
+#endif
+#else
+  return x.log();
+#endif
+}
+
+inline Vectorized<double> fast_log(Vectorized<double> x) { return x.log(); }
+
+// 1 / x for x in [2^-125, 2^125], or NaN; within 2 ulp, in a third of a division's time.
+inline Vectorized<float> reciprocal(Vectorized<float> x) {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+#if defined(CPU_CAPABILITY_AVX512)
+  const Vectorized<float> guess = _mm512_rcp14_ps(x);
+#else
+  const Vectorized<float> guess = _mm256_rcp_ps(x);
+#endif
+  return guess * (Vectorized<float>(2) - x * guess);
+#else
+  return Vectorized<float>(1) / x;
+#endif
+}
+
+inline Vectorized<double> reciprocal(Vectorized<double> x) { return Vectorized<double>(1) / x; }
+
+// log(1 - x) for x in [0, 1], or NaN. What 1 - x loses by rounding is added to the logarithm.
+inline Vectorized<float> log_of_complement(Vectorized<float> x) {
+  using V = Vectorized<float>;
+  const V rest = V(1) - x, lost = (V(1) - rest) - x;
+  return fast_log(rest) + lost * reciprocal(at::vec::maximum(rest, V(0x1p-100f)));
+}
+
+inline Vectorized<double> log_of_complement(Vectorized<double> x) { return (-x).log1p(); }
+
 // Of x and the largest so far, in one instruction, which loses NaN in x; at::vec::maximum takes three to keep it.
 inline Vectorized<float> larger(Vectorized<float> x, Vectorized<float> max) {
 #if defined(CPU_CAPABILITY_AVX512)
@@ -56,6 +137,11 @@ inline Vectorized<float> larger(Vectorized<float> x, Vectorized<float> max) {
 
 inline Vectorized<double> larger(Vectorized<double> x, Vectorized<double> max) { return at::vec::maximum(x, max); }
 
+template <class P>
+P* at_or_null(P* data, std::int64_t i) {
+  return data == nullptr ? nullptr : data + i;
+}
+
 template <class A>
 A sum_lanes(Vectorized<A> v) {
   return at::vec::vec_reduce_all<A>([](Vectorized<A> a, Vectorized<A> b) { return a + b; }, v);
@@ -66,12 +152,12 @@ A max_lanes(Vectorized<A> v) {
   return at::vec::vec_reduce_all<A>([](Vectorized<A> a, Vectorized<A> b) { return larger(a, b); }, v);
 }
 
-// `v` where `allowed` is true, else `other`; of the first `n` lanes, to read no further.
-template <class A>
-Vectorized<A> select(const bool* allowed, Vectorized<A> v, Vectorized<A> other,
+// `v` where a byte of `allowed` is not 0, else `other`; of the first `n` lanes, to read no further.
+template <class Byte, class A>
+Vectorized<A> select(const Byte* allowed, Vectorized<A> v, Vectorized<A> other,
                      std::int64_t n = Vectorized<A>::size()) {
   constexpr int size = Vectorized<A>::size();
-  bool part[size] = {};
+  Byte part[size] = {};
   if (n < size) allowed = std::copy(allowed, allowed + n, part) - n;
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<A, float>) {
@@ -88,8 +174,26 @@ Vectorized<A> select(const bool* allowed, Vectorized<A> v, Vectorized<A> other,
   A ours[size], others[size];
   v.store(ours);
   other.store(others);
-  for (int i = 0; i < size; ++i) ours[i] = allowed[i] ? ours[i] : others[i];
+  for (int i = 0; i < size; ++i) ours[i] = allowed[i] != Byte(0) ? ours[i] : others[i];
   return Vectorized<A>::loadu(ours);
+}
+
+inline std::int64_t count_nonzero(const std::uint8_t* bytes, std::int64_t n) {
+  std::int64_t count = 0, i = 0;
+#if defined(CPU_CAPABILITY_AVX512)
+  for (; i + 64 <= n; i += 64) {
+    const auto line = _mm512_loadu_si512(bytes + i);
+    count += std::popcount(_mm512_test_epi8_mask(line, line));
+  }
+#elif defined(CPU_CAPABILITY_AVX2)
+  for (; i + 32 <= n; i += 32) {
+    const auto part = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + i));
+    const auto zeros = _mm256_movemask_epi8(_mm256_cmpeq_epi8(part, _mm256_setzero_si256()));
+    count += 32 - std::popcount(static_cast<unsigned>(zeros));
+  }
+#endif
+  for (; i < n; ++i) count += bytes[i] != 0;
+  return count;
 }
 
 // Where a whole vector goes: through the cache, or past it, to memory that is not read again soon. Memory that is
@@ -145,6 +249,36 @@ void fill(T* out, std::int64_t n, T value) {
   const Vectorized<T> values(value);
   for (; i + Vectorized<T>::size() <= n; i += Vectorized<T>::size()) store<past_cache>(values, out + i);
   for (; i < n; ++i) out[i] = value;
+}
+
+// Takes value(position, lanes) for each vector of a row of T, computed in A, and stores it.
+template <bool past_cache, class A, class T, class Value>
+void store_vectors(T* out, std::int64_t n, const Value& value) {
+  using V = Vectorized<A>;
+  constexpr std::int64_t size = V::size();
+  const auto store_part = [&](std::int64_t i, std::int64_t lanes) {
+    if constexpr (std::is_same_v<T, A>) {
+      value(i, lanes).store(out + i, lanes);
+    } else {
+      const V low = value(i, std::min(size, lanes)), high = lanes > size ? value(i + size, lanes - size) : V(0);
+      at::vec::convert_from_float<T>(low, high).store(out + i, lanes);
+    }
+  };
+  constexpr std::int64_t step = Vectorized<T>::size();
+  std::int64_t i = 0;
+  if constexpr (past_cache) {
+    const auto head = before_line(out, n);
+    for (; i < head; i += step) store_part(i, std::min(step, head - i));
+    i = head;
+  }
+  for (; i + step <= n; i += step) {
+    if constexpr (std::is_same_v<T, A>) {
+      store<past_cache>(value(i, size), out + i);
+    } else {
+      store<past_cache>(at::vec::convert_from_float<T>(value(i, size), value(i + size, size)), out + i);
+    }
+  }
+  if (i < n) store_part(i, n - i);
 }
 
 // out[c * out_stride + r] = in[r * in_stride + c]

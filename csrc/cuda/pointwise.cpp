@@ -54,7 +54,9 @@ Tensor divisor_of(PointwiseOperands<A>& operands, const PointwiseOptions& option
   Tensor normalizer;
   if (options.normalizer) {
     normalizer = options.normalizer->to(at::kDouble);
-    if (checks_values() && !is_capturing()) check_normalizer_value(normalizer.item<double>());
+    if (checks_values() && !is_capturing()) {
+      check_normalizer_value(pointwise_traits(options.loss).name, normalizer.item<double>());
+    }
     weighing.normalizer = normalizer.const_data_ptr<double>();
   }
   if (shares) {
@@ -118,24 +120,19 @@ Results compute(PointwiseCall call, bool with_gradient, const Tensor* grad) {
   return results;
 }
 
-// An error for the first kept element that does not fit the formula, which makes its loss NaN. Waits for the device.
+// An error for the first kept value that does not fit the formula, which makes its loss NaN. Waits for the device.
 void check_fits(const PointwiseCall& call) {
-  bool (*fits)(double, double) = nullptr;
-  [&]<class... F>(std::tuple<F...>*) {
-    int index = 0;
-    ((call.options.loss == index++ ? void(fits = F::fits) : void()), ...);
-  }(static_cast<PointwiseFormulas*>(nullptr));
-  const auto* requirement = pointwise_traits(call.options.loss).requirement;
-  if (requirement == nullptr) return;
+  const auto& traits = pointwise_traits(call.options.loss);
+  if (traits.requirement == nullptr) return;
   auto each = call;
   each.options.reduction = Reduction::None;
   each.options.normalizer.reset();
   const auto found = compute(each, false, nullptr).loss.flatten().isnan().nonzero().flatten();
-  const auto values = [&](const Tensor& of) { return of.take(found).to(at::kDouble).cpu(); };
-  const auto at = found.cpu(), input = values(call.input), other = values(call.other.value_or(call.input));
+  const auto& operand = traits.requires_of_other ? *call.other : call.input;
+  const auto at = found.cpu(), values = operand.take(found).to(at::kDouble).cpu();
   for (std::int64_t i = 0; i < at.numel(); ++i) {
-    if (fits(input.const_data_ptr<double>()[i], other.const_data_ptr<double>()[i])) continue;
-    throw_unfit(requirement, call.input.sizes(), at.const_data_ptr<std::int64_t>()[i]);
+    const double value = values.const_data_ptr<double>()[i];
+    if (!traits.fits(value)) throw_unfit(traits, value, at.const_data_ptr<std::int64_t>()[i], call.input.sizes());
   }
 }
 

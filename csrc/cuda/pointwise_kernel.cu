@@ -16,6 +16,13 @@ constexpr int kPacks = sizeof(T) == 8 ? 1 : 2;
 template <class A>
 struct DeviceMath : ScalarMath<A> {
   __device__ __forceinline__ static A exp_of_negative(A x) { return fast_exp(x); }
+  __device__ __forceinline__ static A reciprocal(A x) {
+    if constexpr (std::is_same_v<A, float>) {
+      return __fdividef(1.0f, x);
+    } else {
+      return 1 / x;
+    }
+  }
   // Of x from 0 to 1: pow itself spills registers.
   __device__ __forceinline__ static A pow(A x, A y) { return y == 0 ? A(1) : std::exp2(y * std::log2(x)); }
 };

@@ -89,7 +89,7 @@ RowPlan<A> make_row_plan(const RowView<A>& from, const RowPlanWishes& wishes, co
   }
   plan_rows(work, device.stream);
   if (checks_values() && !is_capturing()) {
-    if (normalizer.defined()) check_normalizer_value(normalizer.template item<double>());
+    if (normalizer.defined()) check_normalizer_value(from.arguments.op, normalizer.template item<double>());
     if (rows > 0) check_chunks(from, chunks);
   }
   return plan;

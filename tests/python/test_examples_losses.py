@@ -1,4 +1,4 @@
-"""The examples of losses of elements, run as a user runs them: the numbers that prove the mask."""
+"""The examples of losses, run as a user runs them: the numbers that prove the mask."""
 
 import re
 import subprocess
@@ -35,3 +35,26 @@ def test_unknown_labels():
     assert numbers(r"not 0 at unknown labels: (\d+)", printed) == [0]
     as_zero, masked = numbers(r": (\S+)% of the unknown labels", printed)
     assert masked > as_zero + 20
+
+
+def test_tagger():
+    printed = output_of("tagger_gru.py", "--steps=41")
+    assert numbers(r"Difference: ([^,]+),", printed)[0] < 1e-6
+    assert numbers(r"with ignore_index (\S+)", printed)[0] < 1e-6
+    losses = numbers(r"step +\d+: loss (\S+)", printed)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_seq2seq():
+    printed = output_of("seq2seq.py", "--steps=41")
+    assert numbers(r"Difference: (\S+)", printed)[0] < 1e-6
+    losses = numbers(r"step +\d+: loss (\S+)", printed)
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_classes_by_task():
+    printed = output_of("classes_by_task.py", "--steps=41")
+    assert numbers(r"Difference: (\S+)", printed)[0] < 1e-6
+    assert numbers(r"classes a task has not: (\d+)", printed) == [0]
+    losses = numbers(r"step +\d+: loss (\S+)", printed)
+    assert losses[-1] < 0.6 * losses[0]

@@ -96,7 +96,6 @@ def test_message(name, change, error, argument, facts):
     assert message_of(getattr(torch.ops.masked_loss, name), for_the_dispatcher, error) == message
 
 
-@pytest.mark.xfail(reason="the kernels that read it do not know for which op", strict=True)
 def test_a_negative_normalizer():
     with pytest.raises(ValueError, match=r"^mse_loss: expected normalizer of at least 0, got -2\.5"):
         masked_loss.mse_loss(ones(2), ones(2), normalizer=-2.5)
