@@ -24,7 +24,7 @@ void dispatch(at::ScalarType type, const Body& body) {
 
 // Kernels walk few dimensions: an operand that does not merge into so many is written out.
 void make_walkable(PointwiseCall& call) {
-  const auto shape = call.input.sizes();
+  const at::DimVector shape(call.input.sizes());
   if (shape.size() <= kOperandDims) return;
   const auto walkable = [&](const Tensor& tensor) {
     return make_operand(tensor, shape).at.dims <= kOperandDims ? tensor : tensor.expand(shape).contiguous();
