@@ -1,4 +1,4 @@
-"""Cross entropy and masked_fill on a GPU against torch eager, torch.compile, and Liger and quack where they are there.
+"""Losses and masked_fill on a GPU against torch eager, torch.compile, and Liger and quack where they are there.
 
 `make bench-cuda` runs it. Every case is timed in turns in one process, beside a copy of as many bytes. Prints a table,
 and writes JSON and a picture, named after the GPU, into benchmarks/results.
@@ -7,11 +7,14 @@ and writes JSON and a picture, named after the GPU, into benchmarks/results.
 import argparse
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Callable, Dict, List, Optional
 
 import torch
 import torch.nn.functional as F
+from bench_pointwise import LOSSES
+from bench_pointwise import case as pointwise
 from common import COMPILE, EAGER, OURS, Call, Case, Result, compiled, measure, start
 from matplotlib.figure import Figure
 from report import machine, report, write_json
@@ -110,7 +113,14 @@ class MaskedFill:
 def cases(tiny: bool) -> List[Case]:
     """The shapes that quack, Liger and NeMo publish."""
     if tiny:
-        return [CrossEntropy(16, 64, torch.bfloat16, kept=0.5).case("tiny"), MaskedFill(64, torch.float32).case()]
+        losses = [
+            pointwise("pointwise", loss, 1 << 10, {}, EAGER, COMPILE) for loss in ("mse_loss", "gaussian_nll_loss")
+        ]
+        return [
+            CrossEntropy(16, 64, torch.bfloat16, kept=0.5).case("tiny"),
+            MaskedFill(64, torch.float32).case(),
+            *losses,
+        ]
     pairs = [(32768, 2**n) for n in range(8, 17)] + [(16384, 131072), (8192, 262144)]
     result = []
     for backward in (False, True):
@@ -120,6 +130,11 @@ def cases(tiny: bool) -> List[Case]:
     for kept in (1, 0.8, 0.5, 0.2, 0.05):
         result.append(CrossEntropy(4096, 32000, torch.bfloat16, kept=kept).case("kept"))
     result += [MaskedFill(size, dtype).case() for size in (1024, 8192) for dtype in (torch.bfloat16, torch.float32)]
+    for loss in LOSSES:
+        for dtype, backward in product((torch.bfloat16, torch.float32), (False, True)):
+            kind = {"dtype": dtype, "backward": backward}
+            result.append(pointwise("pointwise", loss, 1 << 26, {}, EAGER, COMPILE, **kind))
+        result.append(pointwise("small", loss, 1000, {}, EAGER))
     return result
 
 

@@ -157,6 +157,8 @@ PYTHON_TESTS = (
     "test_masked_fill.py",
     "test_masks.py",
     "test_opinfo.py",
+    "test_pointwise.py",
+    "test_pointwise_errors.py",
     "test_threads.py",
 )
 

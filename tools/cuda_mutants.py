@@ -90,6 +90,7 @@ def try_mutant(index, mutant, tests, include):
             "cross_entropy_kernel": "CrossEntropy*",
             "row_plan_kernel": "RowPlan*",
             "masked_fill_kernel": "MaskedFill*",
+            "pointwise_kernel": "Pointwise*",
         }
         command = [*fixed, str(linked), "--gtest_brief=1", f"--gtest_filter={name.get(path.stem, '*')}"]
         try:

@@ -49,6 +49,7 @@ MASKED_LOSS_HD V<M> sign(V<M> d) {
 
 struct Safe {
   static constexpr double safe_input = 0, safe_target = 0, safe_other = 1;
+  static constexpr bool takes_other = false;
   static constexpr bool has_other_slope = false;
   static constexpr bool broadcasts_target = true;
   static constexpr bool counts_weight = false;         // whether a mean divides by the weights of the elements
@@ -123,6 +124,7 @@ MASKED_LOSS_HD V<M> negative_part(V<M> x) {
 // The third operand is pos_weight.
 struct BinaryCrossEntropyWithLogits : Safe {
   static constexpr auto name = "binary_cross_entropy_with_logits";
+  static constexpr bool takes_other = true;
   static constexpr bool broadcasts_target = false;
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M> pos_weight, const double*) {
@@ -210,6 +212,7 @@ struct PoissonNllOfLogInput : Safe {
 // The third operand is the variance, at least eps. numbers: full, eps
 struct GaussianNll : Safe {
   static constexpr auto name = "gaussian_nll_loss";
+  static constexpr bool takes_other = true;
   static constexpr bool has_other_slope = true;
   static constexpr const char* requirement = "var of at least 0";
   static constexpr bool requires_of_other = true;

@@ -35,22 +35,25 @@ class Quotient {
 };
 
 // The row dimensions of several operands, walked together: row r of operand k lies at offsets(r)[k].
-template <int Operands>
+template <int Operands, int MaxDims = kMaxRowDims>
 struct Rows {
   std::int64_t count = 1;
   int dims = 0;
-  std::int64_t sizes[kMaxRowDims];
-  Quotient by_size[kMaxRowDims];
-  std::int64_t strides[Operands][kMaxRowDims];
+  std::int64_t sizes[MaxDims];
+  Quotient by_size[MaxDims];
+  std::int64_t strides[Operands][MaxDims];
 
-  MASKED_LOSS_HD std::array<std::int64_t, Operands> offsets(std::int64_t row) const {
+  MASKED_LOSS_HD std::array<std::int64_t, Operands> offsets(std::int64_t row) const { return offsets(row, dims); }
+
+  // Of a row of the first so many dimensions alone.
+  MASKED_LOSS_HD std::array<std::int64_t, Operands> offsets(std::int64_t row, int first_dims) const {
     std::array<std::int64_t, Operands> result{};
-    for (int d = dims - 1; d > 0; --d) {
+    for (int d = first_dims - 1; d > 0; --d) {
       const std::int64_t rest = by_size[d](row), index = row - rest * sizes[d];
       for (int k = 0; k < Operands; ++k) result[k] += index * strides[k][d];
       row = rest;
     }
-    if (dims > 0) {
+    if (first_dims > 0) {
       for (int k = 0; k < Operands; ++k) result[k] += row * strides[k][0];
     }
     return result;

@@ -1,4 +1,7 @@
 #include <ATen/ops/empty.h>
+#include <ATen/ops/isnan.h>
+#include <ATen/ops/nonzero.h>
+#include <ATen/ops/take.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -19,35 +22,51 @@ void dispatch(at::ScalarType type, const Body& body) {
   }
 }
 
-// What a mean divides by, 0-d and on the device; undefined for the reductions that do not divide.
+// Kernels walk few dimensions: an operand that does not merge into so many is written out.
+void make_walkable(PointwiseCall& call) {
+  const at::DimVector shape(call.input.sizes());
+  if (shape.size() <= kOperandDims) return;
+  const auto walkable = [&](const Tensor& tensor) {
+    return make_operand(tensor, shape).at.dims <= kOperandDims ? tensor : tensor.expand(shape).contiguous();
+  };
+  for (Tensor* tensor : {&call.input, &call.target}) *tensor = walkable(*tensor);
+  for (OptionalTensor* tensor : {&call.other, &call.mask, &call.options.weight, &call.options.sample_weight}) {
+    if (*tensor) *tensor = walkable(**tensor);
+  }
+}
+
+// What losses are divided by; undefined for 1.
 template <class A>
 Tensor divisor_of(PointwiseOperands<A>& operands, const PointwiseOptions& options, const Tensor& input,
                   const Device& device) {
   const auto reduction = options.reduction;
   if (reduction == Reduction::None || reduction == Reduction::Sum || operands.work.count == 0) return {};
-  const bool by_sequence = reduction != Reduction::Mean;
-  const auto count = operands.count(by_sequence);
-  const auto parts = by_sequence ? count.sequences : std::min(kPointwiseBlocks, (count.work.count + 4095) / 4096);
-  const auto sums =
-      at::empty({parts * static_cast<std::int64_t>(sizeof(PointwiseSum))}, input.options().dtype(at::kByte));
-  auto* data = reinterpret_cast<PointwiseSum*>(sums.data_ptr<std::uint8_t>());
-  weigh_elements(count.work, parts, count.times, data, device.stream);
-  Tensor normalizer, shares;
+  const bool shares = reduction == Reduction::SequenceMean;
+  Weighing<A> weighing{};
+  weighing.by_sequence = reduction != Reduction::Mean;
+  const auto count = operands.count(weighing.by_sequence);
+  weighing.times = count.times;
+  if (shares || !options.normalizer) {
+    weighing.sequences = count.sequences;
+    weighing.length = count.work.count / count.sequences;
+  }
+  const auto numbers = input.options().dtype(at::kDouble);
+  Tensor normalizer;
   if (options.normalizer) {
     normalizer = options.normalizer->to(at::kDouble);
     if (checks_values() && !is_capturing()) {
       check_normalizer_value(pointwise_traits(options.loss).name, normalizer.item<double>());
     }
+    weighing.normalizer = normalizer.const_data_ptr<double>();
   }
-  A* share = nullptr;
-  if (reduction == Reduction::SequenceMean) {
-    shares = at::empty({parts}, input.options().dtype(accumulation_type(input.scalar_type())));
-    share = shares.template mutable_data_ptr<A>();
-    operands.set_shares(shares);
+  if (shares) {
+    operands.set_shares(at::empty({count.sequences}, numbers.dtype(accumulation_type(input.scalar_type()))));
+    weighing.shares = operands.shares.template mutable_data_ptr<A>();
   }
-  const auto divisor = at::empty({}, input.options().dtype(at::kDouble));
-  sum_elements(data, parts, by_sequence, normalizer.defined() ? normalizer.const_data_ptr<double>() : nullptr,
-               divisor.mutable_data_ptr<double>(), share, device.stream);
+  const auto parts = at::empty({kMaxParts * 2}, numbers), divisor = at::empty({2}, numbers);
+  weighing.parts = reinterpret_cast<PointwiseSum*>(parts.mutable_data_ptr<double>());
+  weighing.divisor = reinterpret_cast<PointwiseDivisor*>(divisor.mutable_data_ptr<double>());
+  find_divisor(count.work, weighing, device.stream);
   return divisor;
 }
 
@@ -56,9 +75,9 @@ struct Results {
 };
 
 // `grad`: what arrives from upstream at the losses, of their shape or 0-d.
-Results compute(const Tensor& input, const Tensor& target, const OptionalTensor& other, const OptionalTensor& mask,
-                const PointwiseOptions& options, bool with_gradient, const Tensor* grad) {
-  check_pointwise(input, target, other, mask, options);
+Results compute(PointwiseCall call, bool with_gradient, const Tensor* grad) {
+  make_walkable(call);
+  const auto& [op, input, target, other, mask, options] = call;
   const OnDevice on(input);
   const auto device = on.device();
   const auto sizes = input.sizes();
@@ -80,38 +99,64 @@ Results compute(const Tensor& input, const Tensor& target, const OptionalTensor&
       work.gradient = results.gradient.mutable_data_ptr();
       work.other_gradient = both ? results.other_gradient.mutable_data_ptr() : nullptr;
     }
+    Tensor partials;
     A* sum = nullptr;
     if (grad != nullptr) {
       operands.set_coefficient(*grad);
+      if (work.coefficient.at.dims > kOperandDims) operands.set_coefficient(grad->contiguous());
     } else if (each) {
       work.loss = results.loss.template mutable_data_ptr<A>();
     } else {
       sum = results.loss.template mutable_data_ptr<A>();
+      partials = at::empty({kMaxChunks}, input.options().dtype(at::kDouble));
     }
     const auto divisor = divisor_of(operands, options, input, device);
-    const auto partials = at::empty({kPointwiseBlocks}, input.options().dtype(at::kDouble));
-    run_pointwise<decltype(t)>(static_cast<int>(options.loss), work,
-                               divisor.defined() ? divisor.template const_data_ptr<double>() : nullptr,
-                               partials.template mutable_data_ptr<double>(), sum, device.stream);
+    run_pointwise<decltype(t)>(
+        static_cast<int>(options.loss), work,
+        divisor.defined() ? reinterpret_cast<const PointwiseDivisor*>(divisor.template const_data_ptr<double>())
+                          : nullptr,
+        partials.defined() ? partials.template mutable_data_ptr<double>() : nullptr, sum, device.stream);
   });
   return results;
 }
 
+// An error for the first kept value that does not fit the formula, which makes its loss NaN. Waits for the device.
+void check_fits(const PointwiseCall& call) {
+  const auto& traits = pointwise_traits(call.options.loss);
+  if (traits.requirement == nullptr) return;
+  auto each = call;
+  each.options.reduction = Reduction::None;
+  each.options.normalizer.reset();
+  const auto found = compute(each, false, nullptr).loss.flatten().isnan().nonzero().flatten();
+  const auto& operand = traits.requires_of_other ? *call.other : call.input;
+  const auto at = found.cpu(), values = operand.take(found).to(at::kDouble).cpu();
+  for (std::int64_t i = 0; i < at.numel(); ++i) {
+    const double value = values.const_data_ptr<double>()[i];
+    if (!traits.fits(value)) throw_unfit(traits, value, at.const_data_ptr<std::int64_t>()[i], call.input.sizes());
+  }
+}
+
+Results run(const PointwiseCall& call, bool with_gradient, const Tensor* grad) {
+  check_pointwise(call.input, call.target, call.other, call.mask, call.options);
+  if (checks_values() && !is_capturing()) check_fits(call);
+  return compute(call, with_gradient, grad);
+}
+
 Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& other, const OptionalTensor& mask,
                const PointwiseOptions& options) {
-  return compute(input, target, other, mask, options, false, nullptr).loss;
+  return run({"_pointwise", input, target, other, mask, options}, false, nullptr).loss;
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward_grad(const Tensor& input, const Tensor& target, const OptionalTensor& other,
                                                 const OptionalTensor& mask, const PointwiseOptions& options) {
-  const auto results = compute(input, target, other, mask, options, true, nullptr);
+  const auto results = run({"_pointwise", input, target, other, mask, options}, true, nullptr);
   return {results.loss, results.gradient, results.other_gradient};
 }
 
 std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                                     const OptionalTensor& other, const OptionalTensor& mask,
                                     const PointwiseOptions& options) {
-  const auto results = compute(input, target, other, mask, options, true, &grad);
+  const auto results = run({"_pointwise", input, target, other, mask, options}, true, &grad);
   return {results.gradient, results.other_gradient};
 }
 

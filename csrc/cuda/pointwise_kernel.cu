@@ -1,5 +1,7 @@
 #include "cuda/pointwise_kernel.h"
 
+#include <algorithm>
+
 #include "cuda/device.cuh"
 
 namespace masked_loss::cuda {
@@ -7,261 +9,506 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// Packs that a thread has under way: their masks are all read before the operands of any.
+template <class T>
+constexpr int kPacks = sizeof(T) == 8 ? 1 : 2;
+
 template <class A>
 struct DeviceMath : ScalarMath<A> {
   __device__ __forceinline__ static A exp_of_negative(A x) { return fast_exp(x); }
+  __device__ __forceinline__ static A reciprocal(A x) {
+    if constexpr (std::is_same_v<A, float>) {
+      return __fdividef(1.0f, x);
+    } else {
+      return 1 / x;
+    }
+  }
+  // Of x from 0 to 1: pow itself spills registers.
+  __device__ __forceinline__ static A pow(A x, A y) { return y == 0 ? A(1) : std::exp2(y * std::log2(x)); }
 };
 
-// Whether an operand's elements stand one after the other, or are one.
-__device__ __forceinline__ bool is_line(const Operand& operand) {
-  return operand.at.dims == 0 || (operand.at.dims == 1 && operand.at.strides[0][0] <= 1);
-}
+struct Strided {
+  const void* data;
+  Rows<1, kOperandDims> at;
+};
 
-template <class T>
-__device__ __forceinline__ const T* address(const Operand& operand, std::int64_t i) {
-  return static_cast<const T*>(operand.data) + operand.at.offsets(i)[0];
-}
+// Operands as kernels are given them.
+template <class A>
+struct Elements {
+  std::int64_t count;
+  Strided input, target, other, mask;
+  Strided factors[4];  // of the losses, in A; what one of the first `dropping` is 0 for is not kept
+  int factor_count, dropping;
+  double numbers[kPointwiseNumbers];
+  A* loss;
+  void* gradient;
+  void* other_gradient;
+};
 
-// `count` elements from `first` on, up to n.
+// A float has the digits of two, which costs less than one double where those are slow.
+template <class A>
+struct Sum {
+  A high = 0, low = 0;
+
+  __device__ __forceinline__ void add(A x) {
+    const A sum = high + x, added = sum - high;
+    low += (high - (sum - added)) + (x - added);
+    high = sum;
+  }
+  // Of infinities and NaN there is no lower half.
+  __device__ __forceinline__ double value() const {
+    return high - high == 0 ? double(high) + double(low) : double(high);
+  }
+};
+
+template <class A>
+struct Weight {
+  Sum<A> sum;
+  std::int64_t kept = 0;
+};
+
+struct Merge {
+  template <class A>
+  __device__ __forceinline__ Sum<A> operator()(Sum<A> a, const Sum<A>& b) const {
+    a.add(b.high);
+    a.low += b.low;
+    return a;
+  }
+  template <class A>
+  __device__ __forceinline__ Weight<A> operator()(const Weight<A>& a, const Weight<A>& b) const {
+    return {(*this)(a.sum, b.sum), a.kept + b.kept};
+  }
+};
+struct WarpMerge {
+  template <class V>
+  __device__ __forceinline__ V operator()(const V& value) const {
+    return reduce_lanes(value, 32, Merge{});
+  }
+};
+
+// n elements as they came from memory. They are taken apart where they are used and not before, so that the loads of
+// several groups are under way at once.
 template <class T, int n>
-__device__ __forceinline__ void load_elements(const Operand& operand, std::int64_t first, int count,
-                                              Compute<T> (&values)[n]) {
-  if (is_line(operand) && count == n) {
-    if (operand.at.dims == 0 || operand.at.strides[0][0] == 0) {
-      const auto value = widen(*static_cast<const T*>(operand.data));
+struct Group {
+  unsigned words[(n * sizeof(T) + 3) / 4];
+
+  Group() = default;
+  __device__ __forceinline__ explicit Group(const T (&values)[n]) {
+    words[0] = 0;
+    memcpy(words, values, sizeof(values));
+    hold();
+  }
+  __device__ __forceinline__ void hold() {
+#ifdef __CUDACC__
+#pragma unroll
+    for (unsigned& word : words) asm volatile("" : "+r"(word));
+#endif
+  }
+  __device__ __forceinline__ void get(T (&values)[n]) const { memcpy(values, words, sizeof(values)); }
+};
+
+// Elements that stand side by side, by the widest loads that they and their address allow.
+template <bool again, class T, int n>
+__device__ __forceinline__ Group<T, n> load_line(const T* from) {
+  constexpr int bytes = n * sizeof(T);
+  using Word = std::conditional_t<bytes % 16 == 0, uint4,
+                                  std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, unsigned, T>>>;
+  if (sizeof(Word) > sizeof(T) && reinterpret_cast<std::uintptr_t>(from) % sizeof(Word) == 0) {
+    Group<T, n> group;
+#pragma unroll
+    for (int part = 0; part < bytes / int(sizeof(Word)); ++part) {
+      const auto* address = reinterpret_cast<const Word*>(from) + part;
+      const Word word = again ? *address : __ldcs(address);
+      memcpy(reinterpret_cast<char*>(group.words) + part * sizeof(Word), &word, sizeof(Word));
+    }
+    group.hold();
+    return group;
+  }
+  T values[n];
+#pragma unroll
+  for (int j = 0; j < n; ++j) values[j] = from[j];
+  return Group<T, n>(values);
+}
+
+// `count` elements from `first` on, up to n. Loads are streamed but where they are needed `again`.
+template <class T, int n, bool again = false>
+__device__ __forceinline__ Group<T, n> load_elements(const Strided& operand, std::int64_t first, int count) {
+  const auto& at = operand.at;
+  const int last = at.dims - 1;
+  const T* data = static_cast<const T*>(operand.data);
+  // One place is looked for, unless the elements go beyond a line.
+  const auto line = last > 0 ? at.by_size[last](first) : 0;
+  const auto index = last > 0 ? first - line * at.sizes[last] : first;
+  T values[n];
+  if (count == n && (last <= 0 || index + n <= at.sizes[last])) {
+    const auto stride = last < 0 ? 0 : at.strides[0][last];
+    const T* from = data + at.offsets(line, last)[0] + index * stride;
+    if (stride == 1) return load_line<again, T, n>(from);
+    if (stride == 0) {
+      const T value = *from;
 #pragma unroll
       for (int j = 0; j < n; ++j) values[j] = value;
-      return;
-    }
-    const T* from = address<T>(operand, first);
-    constexpr int size = Pack<T>::size;
-    if constexpr (n % size == 0) {
-      const bool aligned = is_aligned(from);
-#pragma unroll
-      for (int part = 0; part < n / size; ++part) {
-        const auto pack = load_pack(from + part * size, aligned);
-#pragma unroll
-        for (int j = 0; j < size; ++j) values[part * size + j] = widen(pack.values[j]);
-      }
     } else {
 #pragma unroll
-      for (int j = 0; j < n; ++j) values[j] = widen(from[j]);
+      for (int j = 0; j < n; ++j) values[j] = from[j * stride];
+    }
+    return Group<T, n>(values);
+  }
+#pragma unroll
+  for (int j = 0; j < n; ++j) values[j] = T{};
+#pragma unroll 1
+  for (int j = 0; j < count; ++j) {
+    const T value = data[at.offsets(first + j)[0]];
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      if (i == j) values[i] = value;  // registers have no index
+    }
+  }
+  return Group<T, n>(values);
+}
+
+// `count` elements, up to n; all of them to a multiple of 16 bytes.
+template <class T, int n>
+__device__ __forceinline__ void store_elements(T* to, int count, const Compute<T> (&values)[n]) {
+  constexpr int size = Pack<T>::size;
+  if (count == n) {
+#pragma unroll
+    for (int part = 0; part < n; part += size) {
+      Pack<T> pack;
+#pragma unroll
+      for (int j = 0; j < size; ++j) pack.values[j] = narrow<T>(values[part + j]);
+      store_streaming(to + part, pack);
     }
     return;
   }
 #pragma unroll
   for (int j = 0; j < n; ++j) {
-    if (j < count) values[j] = widen(*address<T>(operand, first + j));
+    if (j < count) to[j] = narrow<T>(values[j]);
   }
 }
 
-// A bit an element: whether it is kept, of `count` elements; and their sample weights, times the shares.
+template <int n, bool again = false>
+__device__ __forceinline__ Group<unsigned char, n> load_mask(const Strided& mask, std::int64_t first, int count) {
+  return mask.data == nullptr ? Group<unsigned char, n>{} : load_elements<unsigned char, n, again>(mask, first, count);
+}
+
+// A bit an element, of `count`: what the mask keeps.
+template <int n>
+__device__ __forceinline__ unsigned kept_of(const Strided& mask, const Group<unsigned char, n>& group, int count) {
+  const unsigned all = (1u << count) - 1;
+  if (mask.data == nullptr) return all;
+  unsigned char bytes[n];
+  group.get(bytes);
+  return all & mask_bits<n>(bytes);
+}
+
+// What losses are multiplied with; drops what has a weight of 0 from `kept`.
 template <class A, int n>
-__device__ __forceinline__ unsigned load_keep(const PointwiseWork<A>& work, std::int64_t first, int count,
-                                              A (&weights)[n]) {
-  unsigned kept = count == n ? (n == 32 ? ~0u : (1u << n) - 1) : (1u << count) - 1;
+__device__ __forceinline__ void load_factors(const Elements<A>& work, std::int64_t first, int count, A (&factors)[n],
+                                             unsigned& kept) {
 #pragma unroll
-  for (int j = 0; j < n; ++j) weights[j] = 1;
-  const auto& mask = work.mask;
-  if (mask.data != nullptr) {
-    if (count == n && mask.at.dims == 1 && mask.at.strides[0][0] == 1) {
-      kept &= load_mask_bits<n>(address<unsigned char>(mask, first));
-    } else {
-#pragma unroll
-      for (int j = 0; j < n; ++j) {
-        if (j < count && *address<unsigned char>(mask, first + j) == 0) kept &= ~(1u << j);
-      }
-    }
-  }
-  const auto multiply = [&](const Operand& operand) {
-    if (operand.data == nullptr || kept == 0) return;
-    A factors[n];
-    load_elements<A>(operand, first, count, factors);
+  for (A& factor : factors) factor = 1;
+#pragma unroll 1
+  for (int f = 0; f < work.factor_count; ++f) {
+    A values[n];
+    load_elements<A, n>(work.factors[f], first, count).get(values);
 #pragma unroll
     for (int j = 0; j < n; ++j) {
-      if (j < count && factors[j] == 0) kept &= ~(1u << j);
-      weights[j] *= factors[j];
+      if (f < work.dropping && values[j] == 0) kept &= ~(1u << j);
+      factors[j] *= values[j];
     }
-  };
-  multiply(work.sample_weight);
-  multiply(work.share);
-  return kept;
-}
-
-struct AddSums {
-  __device__ PointwiseSum operator()(const PointwiseSum& a, const PointwiseSum& b) const {
-    return {a.weight + b.weight, a.kept + b.kept};
-  }
-};
-struct WarpSums {
-  __device__ PointwiseSum operator()(const PointwiseSum& value) const { return reduce_lanes(value, 32, AddSums{}); }
-};
-
-// A block a part, or several where there are more parts than blocks.
-template <class A>
-__global__ void __launch_bounds__(kThreads)
-    weigh_parts(PointwiseWork<A> work, std::int64_t parts, std::int64_t size, double times, PointwiseSum* sums) {
-  for (auto part = std::int64_t(blockIdx.x); part < parts; part += gridDim.x) {
-    const auto begin = part * size, end = min(begin + size, work.count);
-    PointwiseSum sum;
-    for (auto i = begin + threadIdx.x; i < end; i += kThreads) {
-      A weight[1];
-      if (load_keep(work, i, 1, weight) == 0) continue;
-      if (work.weight.data != nullptr) weight[0] *= *address<A>(work.weight, i);
-      sum = AddSums{}(sum, {static_cast<double>(weight[0]), 1});
-    }
-    sum = reduce_block(sum, WarpSums{});
-    if (threadIdx.x == 0) sums[part] = {sum.weight * times, sum.kept};
   }
 }
 
+// Of the elements from `begin` to `end` that fall to this one of `lanes` threads.
+template <class A>
+__device__ Weight<A> weigh(const Elements<A>& work, std::int64_t begin, std::int64_t end, int lane, int lanes) {
+  Weight<A> weight;
+  if (work.factor_count == 0) {
+    constexpr int n = 16;
+    for (auto i = begin + lane * n; i < end; i += lanes * n) {
+      const int count = static_cast<int>(min(std::int64_t(n), end - i));
+      weight.kept += __popc(kept_of(work.mask, load_mask<n, true>(work.mask, i, count), count));
+    }
+    return weight;
+  }
+  constexpr int n = Pack<A>::size;
+  for (auto i = begin + lane * n; i < end; i += lanes * n) {
+    const int count = static_cast<int>(min(std::int64_t(n), end - i));
+    auto kept = kept_of(work.mask, load_mask<n, true>(work.mask, i, count), count);
+    if (kept == 0) continue;
+    A factors[n], sum = 0;
+    load_factors(work, i, count, factors, kept);
+#pragma unroll
+    for (int j = 0; j < n; ++j) sum += (kept >> j & 1) ? factors[j] : A(0);
+    weight.sum.add(sum);
+    weight.kept += __popc(kept);
+  }
+  return weight;
+}
+
+template <class A>
+__device__ __forceinline__ PointwiseSum sum_of(const Elements<A>& work, const Weight<A>& weight, double times) {
+  return {(work.factor_count == 0 ? double(weight.kept) : weight.sum.value()) * times, weight.kept};
+}
+
+template <class A>
+__device__ __forceinline__ void give_share(const Weighing<A>& weighing, std::int64_t sequence, double weight) {
+  if (weighing.shares != nullptr) weighing.shares[sequence] = weight == 0 ? A(0) : static_cast<A>(1 / weight);
+}
+
+template <class A>
+__device__ __forceinline__ void give_divisor(const Weighing<A>& weighing, double value) {
+  if (weighing.normalizer != nullptr) {
+    value = *weighing.normalizer;
+    if (value < 0) value = std::numeric_limits<double>::quiet_NaN();  // an error where it could be waited for
+  }
+  *weighing.divisor = {value, 1 / value};
+}
+
+// A block a part: gridDim.x of them make a sequence.
 template <class A>
 __global__ void __launch_bounds__(kThreads)
-    find_divisor(const PointwiseSum* sums, std::int64_t count, bool counts_sequences, const double* normalizer,
-                 double* divisor, A* shares) {
+    weigh_parts(Elements<A> work, Weighing<A> weighing, std::int64_t part_length) {
+  const auto first = std::int64_t(blockIdx.y) * weighing.length;
+  const auto begin = first + std::int64_t(blockIdx.x) * part_length;
+  const auto end = min(begin + part_length, first + weighing.length);
+  const auto sum =
+      sum_of(work, reduce_block(weigh(work, begin, end, threadIdx.x, kThreads), WarpMerge{}), weighing.times);
+  if (threadIdx.x != 0) return;
+  weighing.parts[blockIdx.y * gridDim.x + blockIdx.x] = sum;
+}
+
+// Sequences by `lanes` threads each, so many to a block, which counts those that have something kept.
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    count_sequences(Elements<A> work, Weighing<A> weighing, std::int64_t to_a_block, int lanes) {
+  const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes;
+  const auto begin = blockIdx.x * to_a_block, end = min(begin + to_a_block, weighing.sequences);
+  std::int64_t with_kept = 0;
+  for (auto base = begin; base < end; base += kThreads / lanes) {
+    const auto s = base + group;
+    Weight<A> weight;
+    if (s < end) weight = weigh(work, s * weighing.length, (s + 1) * weighing.length, lane, lanes);
+    weight = lanes == kThreads ? reduce_block(weight, WarpMerge{}) : reduce_lanes(weight, lanes, Merge{});
+    if (lane != 0 || s >= end) continue;
+    give_share(weighing, s, sum_of(work, weight, weighing.times).weight);
+    with_kept += weight.kept > 0;
+  }
+  with_kept = reduce_block(with_kept, WarpSum{});
+  if (threadIdx.x == 0) weighing.parts[blockIdx.x] = {0, with_kept};
+}
+
+// `split`: into how many parts each sequence; 0: the parts are of whole sequences, which they have counted.
+template <class A>
+__global__ void __launch_bounds__(kThreads) finish_divisor(Weighing<A> weighing, int parts, int split) {
   double total = 0;
-  for (auto i = std::int64_t(threadIdx.x); i < count; i += kThreads) {
-    total += counts_sequences ? double(sums[i].kept > 0) : sums[i].weight;
-    if (shares != nullptr) shares[i] = sums[i].weight == 0 ? A(0) : static_cast<A>(1 / sums[i].weight);
+  if (split > 0 && weighing.by_sequence) {
+    for (auto s = threadIdx.x / 32; s < weighing.sequences; s += kThreads / 32) {
+      PointwiseSum sum;
+      for (int i = threadIdx.x % 32; i < split; i += 32) {
+        const auto& part = weighing.parts[s * split + i];
+        sum = {sum.weight + part.weight, sum.kept + part.kept};
+      }
+      sum = reduce_lanes(sum, 32, [](const PointwiseSum& a, const PointwiseSum& b) {
+        return PointwiseSum{a.weight + b.weight, a.kept + b.kept};
+      });
+      if (threadIdx.x % 32 != 0) continue;
+      give_share(weighing, s, sum.weight);
+      total += sum.kept > 0;
+    }
+  } else {
+    for (int i = threadIdx.x; i < parts; i += kThreads) {
+      total += split > 0 ? weighing.parts[i].weight : double(weighing.parts[i].kept);
+    }
   }
   total = reduce_block(total, WarpSum{});
-  if (threadIdx.x != 0) return;
-  if (normalizer != nullptr) {
-    total = *normalizer;
-    if (total < 0) total = std::numeric_limits<double>::quiet_NaN();  // an error where it could be waited for
-  }
-  *divisor = total;
+  if (threadIdx.x == 0) give_divisor(weighing, total);
 }
 
+__device__ __forceinline__ double divided(double sum, const PointwiseDivisor* divisor) {
+  const double by = divisor == nullptr ? 1 : divisor->value;
+  return by == 0 ? 0 : sum / by;
+}
+
+// A block a chunk of so many packs.
 template <class Formula, class T>
 __global__ void __launch_bounds__(kThreads)
-    pointwise_elements(PointwiseWork<Compute<T>> work, const double* divisor, double* partials) {
+    pointwise_elements(Elements<Compute<T>> work, const PointwiseDivisor* divisor, std::int64_t chunk, double* partials,
+                       Compute<T>* result) {
   using A = Compute<T>;
-  constexpr int n = Pack<T>::size;
-  const double by = divisor == nullptr ? 1 : *divisor;
-  const A factor_of_slopes = static_cast<A>(1 / by);
-  double sum = 0;
-  const auto threads = std::int64_t(gridDim.x) * kThreads, packs = (work.count + n - 1) / n;
-  for (auto p = std::int64_t(blockIdx.x) * kThreads + threadIdx.x; p < packs; p += threads) {
-    const auto first = p * n;
-    const int count = static_cast<int>(min(std::int64_t(n), work.count - first));
-    A factors[n];
-    // A divisor of 0 gives 0.
-    const unsigned kept = by == 0 ? 0 : load_keep(work, first, count, factors);
-    A losses[n] = {}, slopes[n] = {}, other_slopes[n] = {};
-    if (kept != 0) {
-      A input[n], target[n], other[n];
-      load_elements<T>(work.input, first, count, input);
-      load_elements<T>(work.target, first, count, target);
-      if (work.other.data != nullptr) load_elements<T>(work.other, first, count, other);
-      const auto multiply = [&](const Operand& operand) {
-        if (operand.data == nullptr) return;
-        A values[n];
-        load_elements<A>(operand, first, count, values);
-#pragma unroll
-        for (int j = 0; j < n; ++j) factors[j] *= values[j];
-      };
-      multiply(work.weight);
-      multiply(work.coefficient);
-#pragma unroll
-      for (int j = 0; j < n; ++j) {
-        if ((kept >> j & 1) == 0) continue;
-        const auto terms = Formula::template at<DeviceMath<A>>(
-            input[j], target[j], work.other.data == nullptr ? A(Formula::safe_other) : other[j], work.numbers);
-        losses[j] = terms.value * factors[j];
-        slopes[j] = terms.input * (factors[j] * factor_of_slopes);
-        other_slopes[j] = terms.other * (factors[j] * factor_of_slopes);
-        sum += static_cast<double>(losses[j]);
-      }
-    }
-    if (work.loss != nullptr) {
-#pragma unroll
-      for (int j = 0; j < n; ++j) {
-        if (j < count) work.loss[first + j] = losses[j];
-      }
-    }
-    const auto store = [&](void* gradient, const A(&values)[n]) {
-      if (gradient == nullptr) return;
-      T* to = static_cast<T*>(gradient) + first;
-      Pack<T> pack;
-#pragma unroll
-      for (int j = 0; j < n; ++j) pack.values[j] = narrow<T>(values[j]);
-      if (count == n && is_aligned(to)) return store_streaming(to, pack);
-#pragma unroll
-      for (int j = 0; j < n; ++j) {
-        if (j < count) to[j] = pack.values[j];
-      }
+  constexpr int n = Pack<T>::size, packs = kPacks<T>;
+  const bool has_other = Formula::takes_other && work.other.data != nullptr;
+  const bool dropped = divisor != nullptr && divisor->value == 0;  // a divisor of 0 gives 0
+  const A slope_factor = divisor == nullptr ? A(1) : static_cast<A>(divisor->reciprocal);
+  const auto begin = blockIdx.x * chunk * n, end = min(begin + chunk * n, work.count);
+  Sum<A> sum;
+  for (auto i = begin + threadIdx.x * n; i < end; i += packs * kThreads * n) {
+    const auto first_of = [&](int k) { return i + k * (kThreads * n); };
+    const auto count_of = [&](int k) {
+      return static_cast<int>(max(std::int64_t(0), min(std::int64_t(n), end - first_of(k))));
     };
-    store(work.gradient, slopes);
-    if constexpr (Formula::has_other_slope) store(work.other_gradient, other_slopes);
+    Group<unsigned char, n> mask[packs];
+    Group<T, n> inputs[packs], targets[packs], others[packs];
+    unsigned kept[packs];
+#pragma unroll
+    for (int k = 0; k < packs; ++k) mask[k] = load_mask<n>(work.mask, first_of(k), count_of(k));
+#pragma unroll
+    for (int k = 0; k < packs; ++k) {
+      kept[k] = dropped ? 0 : kept_of(work.mask, mask[k], count_of(k));
+      if (kept[k] == 0) continue;
+      inputs[k] = load_elements<T, n>(work.input, first_of(k), count_of(k));
+      targets[k] = load_elements<T, n>(work.target, first_of(k), count_of(k));
+      if (has_other) others[k] = load_elements<T, n>(work.other, first_of(k), count_of(k));
+    }
+#pragma unroll
+    for (int k = 0; k < packs; ++k) {
+      const auto first = first_of(k);
+      const int count = count_of(k);
+      if (count == 0) continue;
+      A losses[n] = {}, slopes[n] = {}, other_slopes[n] = {};
+      if (kept[k] != 0) {
+        A factors[n], sum_of_pack = 0;
+        load_factors(work, first, count, factors, kept[k]);
+        T input[n], target[n], other[n];
+        inputs[k].get(input);
+        targets[k].get(target);
+        others[k].get(other);
+#pragma unroll
+        for (int j = 0; j < n; ++j) {
+          const auto terms = Formula::template at<DeviceMath<A>>(
+              widen(input[j]), widen(target[j]), has_other ? widen(other[j]) : A(Formula::safe_other), work.numbers);
+          // Chosen, not multiplied: what is not kept may be anything.
+          const bool counts = kept[k] >> j & 1;
+          losses[j] = counts ? terms.value * factors[j] : A(0);
+          slopes[j] = counts ? terms.input * (factors[j] * slope_factor) : A(0);
+          other_slopes[j] = counts ? terms.other * (factors[j] * slope_factor) : A(0);
+          sum_of_pack += losses[j];
+        }
+        sum.add(sum_of_pack);
+      }
+      if (work.loss != nullptr) store_elements(work.loss + first, count, losses);
+      if (work.gradient != nullptr) store_elements(static_cast<T*>(work.gradient) + first, count, slopes);
+      if constexpr (Formula::has_other_slope) {
+        if (work.other_gradient != nullptr)
+          store_elements(static_cast<T*>(work.other_gradient) + first, count, other_slopes);
+      }
+    }
   }
-  if (partials == nullptr) return;
-  sum = reduce_block(sum, WarpSum{});
-  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
+  if (result == nullptr) return;
+  sum = reduce_block(sum, WarpMerge{});
+  if (threadIdx.x != 0) return;
+  if (gridDim.x == 1) {
+    *result = static_cast<A>(divided(sum.value(), divisor));
+  } else {
+    partials[blockIdx.x] = sum.value();
+  }
 }
 
 template <class A>
 __global__ void __launch_bounds__(kThreads)
-    finish_sum(const double* partials, int count, const double* divisor, A* result) {
+    finish_sum(const double* partials, int count, const PointwiseDivisor* divisor, A* result) {
   double sum = 0;
   for (int i = threadIdx.x; i < count; i += kThreads) sum += partials[i];
   sum = reduce_block(sum, WarpSum{});
-  if (threadIdx.x != 0) return;
-  const double by = divisor == nullptr ? 1 : *divisor;
-  *result = by == 0 ? A(0) : static_cast<A>(sum / by);
+  if (threadIdx.x == 0) *result = static_cast<A>(divided(sum, divisor));
 }
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-unsigned blocks_for(std::int64_t threads) {
-  return static_cast<unsigned>(std::max<std::int64_t>(1, std::min(divide_up(threads, kThreads), kPointwiseBlocks)));
+Strided strided(const Operand& operand) {
+  Strided result{operand.data, {}};
+  if (operand.data == nullptr) return result;
+  const auto& from = operand.at;
+  if (from.dims > kOperandDims) throw std::logic_error("masked_loss: an operand of too many dimensions");
+  result.at.count = from.count;
+  result.at.dims = from.dims;
+  for (int d = 0; d < from.dims; ++d) {
+    result.at.sizes[d] = from.sizes[d];
+    result.at.by_size[d] = from.by_size[d];
+    result.at.strides[0][d] = from.strides[0][d];
+  }
+  return result;
+}
+
+template <class A>
+Elements<A> elements_of(const PointwiseWork<A>& work) {
+  Elements<A> elements{
+      work.count, strided(work.input), strided(work.target), strided(work.other), strided(work.mask), {}, 0, 0,
+      {},         work.loss,           work.gradient,        work.other_gradient};
+  std::copy(std::begin(work.numbers), std::end(work.numbers), elements.numbers);
+  const auto add = [&](const Operand& factor) {
+    if (factor.data != nullptr) elements.factors[elements.factor_count++] = strided(factor);
+  };
+  add(work.sample_weight);
+  add(work.share);
+  elements.dropping = elements.factor_count;
+  add(work.weight);
+  add(work.coefficient);
+  return elements;
 }
 
 template <class T, class A, int index = 0>
-void launch_formula(int formula, const PointwiseWork<A>& work, const double* divisor, double* partials, unsigned blocks,
-                    cudaStream_t stream) {
+void launch_formula(int formula, const Elements<A>& work, const PointwiseDivisor* divisor, std::int64_t chunk,
+                    unsigned blocks, double* partials, A* result, cudaStream_t stream) {
   if constexpr (index < int(kPointwiseFormulas)) {
-    if (formula != index) return launch_formula<T, A, index + 1>(formula, work, divisor, partials, blocks, stream);
+    if (formula != index) {
+      return launch_formula<T, A, index + 1>(formula, work, divisor, chunk, blocks, partials, result, stream);
+    }
     using Formula = std::tuple_element_t<index, PointwiseFormulas>;
-    launch(pointwise_elements<Formula, T>, {blocks, kThreads}, stream, work, divisor, partials);
+    launch(pointwise_elements<Formula, T>, {blocks, kThreads}, stream, work, divisor, chunk, partials, result);
   }
 }
+
+constexpr std::int64_t kPartLength = 1 << 14;  // elements that are worth a block
 
 }  // namespace
 
 template <class A>
-void weigh_elements(const PointwiseWork<A>& work, std::int64_t sequences, double times, PointwiseSum* sums,
-                    cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(std::min(sequences, kPointwiseBlocks));
-  launch(weigh_parts<A>, {blocks, kThreads}, stream, work, sequences, divide_up(work.count, sequences), times, sums);
-}
-
-template <class A>
-void sum_elements(const PointwiseSum* sums, std::int64_t count, bool counts_sequences, const double* normalizer,
-                  double* divisor, A* shares, cudaStream_t stream) {
-  launch(find_divisor<A>, {1, kThreads}, stream, sums, count, counts_sequences, normalizer, divisor, shares);
+void find_divisor(const PointwiseWork<A>& of, const Weighing<A>& weighing, cudaStream_t stream) {
+  const auto work = elements_of(of);
+  const auto sequences = weighing.sequences, length = weighing.length;
+  int parts = 0, split = 0;
+  if (sequences > 0 && (sequences == 1 || (length > 2 * kPartLength && sequences < kMaxParts))) {
+    split = static_cast<int>(std::clamp<std::int64_t>(kMaxParts / sequences, 1, divide_up(length, kPartLength)));
+    parts = split * static_cast<int>(sequences);
+    const auto part_length = divide_up(divide_up(length, split), 16) * 16;  // of aligned loads of the mask
+    launch(weigh_parts<A>, {{unsigned(split), unsigned(sequences)}, kThreads}, stream, work, weighing, part_length);
+  } else if (sequences > 0) {
+    int lanes = 1;
+    while (lanes < 32 && lanes * 16 < length) lanes *= 2;
+    if (length > 32 * 64) lanes = kThreads;
+    const auto to_a_block = divide_up(sequences, std::min(kMaxParts, divide_up(sequences, kThreads / lanes)));
+    parts = static_cast<int>(divide_up(sequences, to_a_block));
+    launch(count_sequences<A>, {unsigned(parts), kThreads}, stream, work, weighing, to_a_block, lanes);
+  }
+  launch(finish_divisor<A>, {1, kThreads}, stream, weighing, parts, split);
 }
 
 template <class T, class A>
-void run_pointwise(int formula, const PointwiseWork<A>& work, const double* divisor, double* partials, A* sum,
+void run_pointwise(int formula, const PointwiseWork<A>& work, const PointwiseDivisor* divisor, double* partials, A* sum,
                    cudaStream_t stream) {
-  const auto blocks = blocks_for(divide_up(work.count, Pack<T>::size));
-  launch_formula<T>(formula, work, divisor, sum == nullptr ? nullptr : partials, blocks, stream);
-  if (sum != nullptr) {
+  constexpr std::int64_t tile = kThreads * kPacks<T>;
+  const auto packs = divide_up(work.count, Pack<T>::size);
+  const auto chunk = std::max<std::int64_t>(1, divide_up(packs, kMaxChunks * tile)) * tile;
+  const auto blocks = static_cast<unsigned>(std::max<std::int64_t>(1, divide_up(packs, chunk)));
+  launch_formula<T>(formula, elements_of(work), divisor, chunk, blocks, partials, sum, stream);
+  if (sum != nullptr && blocks > 1) {
     launch(finish_sum<A>, {1, kThreads}, stream, static_cast<const double*>(partials), int(blocks), divisor, sum);
   }
 }
 
-#define INSTANTIATE(A)                                                                                      \
-  template void weigh_elements(const PointwiseWork<A>&, std::int64_t, double, PointwiseSum*, cudaStream_t); \
-  template void sum_elements(const PointwiseSum*, std::int64_t, bool, const double*, double*, A*, cudaStream_t);
+#define INSTANTIATE(A) template void find_divisor(const PointwiseWork<A>&, const Weighing<A>&, cudaStream_t);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
-template void run_pointwise<float>(int, const PointwiseWork<float>&, const double*, double*, float*, cudaStream_t);
-template void run_pointwise<__nv_bfloat16>(int, const PointwiseWork<float>&, const double*, double*, float*,
-                                           cudaStream_t);
-template void run_pointwise<__half>(int, const PointwiseWork<float>&, const double*, double*, float*, cudaStream_t);
-template void run_pointwise<double>(int, const PointwiseWork<double>&, const double*, double*, double*, cudaStream_t);
+
+#define INSTANTIATE(T, A) \
+  template void run_pointwise<T>(int, const PointwiseWork<A>&, const PointwiseDivisor*, double*, A*, cudaStream_t);
+INSTANTIATE(float, float)
+INSTANTIATE(double, double)
+INSTANTIATE(__nv_bfloat16, float)
+INSTANTIATE(__half, float)
+#undef INSTANTIATE
 
 }  // namespace masked_loss::cuda

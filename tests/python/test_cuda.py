@@ -1,11 +1,16 @@
 """What only a GPU can show: the CPU's results, graphs, streams, memory, and sizes beyond 32 bits."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import grid
+import masked_loss
+import pointwise_grid
 from masked_loss import cross_entropy, masked_fill, masked_fill_
+from pointwise_grid import LOSSES, OPTIONS, WEIGHTED
 from reference import FLOAT_TYPES, assert_near, assert_positive_zero, assert_same_bits, loss_and_gradient
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -56,6 +61,23 @@ def test_grid_is_as_on_the_cpu(seed):
         assert_near(actual, expected)
 
 
+POINTWISE_CASES = grid.covering_grid(pointwise_grid.LEVELS)
+
+
+@pytest.mark.parametrize("seed", range(len(POINTWISE_CASES)), ids=[grid.case_id(case) for case in POINTWISE_CASES])
+def test_pointwise_grid_is_as_on_the_cpu(seed):
+    call = pointwise_grid.build(POINTWISE_CASES[seed], seed)
+    there = pointwise_grid.Call(
+        call.name, {name: on("cuda", value) for name, value in call.arguments.items()}, on("cuda", call.upstream)
+    )
+    function = getattr(masked_loss, call.name)
+    expected, gradients = pointwise_grid.run(function, call)
+    loss, gradients_there = pointwise_grid.run(function, there)
+    assert_near(loss.detach().cpu(), expected.detach(), largest=1.0)
+    for name, gradient in gradients.items():
+        assert_near(gradients_there[name].cpu(), gradient, largest=1.0 if name != "input" else 0.0)
+
+
 @pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 5, 300])
 @pytest.mark.parametrize("row_bytes", ROW_BYTES)
@@ -98,14 +120,70 @@ def test_masked_fill_forms(mask_shape, dtype):
         assert_same_bits(masked_fill_(tensor.clone(), m, 3), tensor.masked_fill(m, 3))
 
 
+# One block, several; lines of a whole number of 16 bytes and others; more chunks than there may be
+@pytest.mark.parametrize("shape", [(3, 7), (70, 1000), (333, 1001), (5000, 4099)], ids=str)
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_pointwise_forms(name, dtype, shape):
+    operands = {n: t.to("cuda", dtype) for n, t in pointwise_grid.operands(name, shape, OPTIONS[name][0]).items()}
+    kept = torch.rand(shape, device="cuda") < 0.5
+    for mask in (None, kept, kept[:, :1], kept[:1], kept.t().contiguous().t()):
+        for shifted in (False, True):
+            of = {n: unaligned(t) if shifted else t for n, t in operands.items()}
+            arguments = {"mask": mask, "sample_weight": torch.rand(shape[0], 1, device="cuda") + 0.1}
+            if name in WEIGHTED:
+                arguments["weight"] = torch.rand(1, shape[1], device="cuda") + 0.1
+            results = [pointwise_step(name, of, arguments) for _ in range(2)]
+            for once, again in zip(*results, strict=True):
+                assert_same_bits(once, again)
+            wide = {n: t.double() for n, t in of.items()}
+            expected = pointwise_step(name, wide, arguments)
+            assert_near(results[0][0], expected[0], dtype, largest=1.0)
+            assert_near(results[0][1], expected[1])
+            if mask is not None:
+                assert_positive_zero(results[0][1][~mask.expand(shape)])
+
+
+def unaligned(tensor):
+    """The same values one element behind a multiple of 16 bytes."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+
+def pointwise_step(name, operands, arguments):
+    leaf = operands["input"].detach().requires_grad_()
+    loss = getattr(masked_loss, name)(**{**operands, "input": leaf}, **arguments)
+    return loss.detach(), *torch.autograd.grad(loss, leaf)
+
+
 @pytest.mark.parametrize("classes", [50, 5000])
 def test_a_graph_captures_a_training_step(classes):
     x, target, mask = problem(256, classes)
+    refill = functools.partial(target.random_, 0, classes)
+    check_graph(functools.partial(cross_entropy, label_smoothing=0.1), x, target, mask, refill)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sequence_mean"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_graph_captures_a_training_step_of(name, reduction):
+    operands = {n: t.to("cuda") for n, t in pointwise_grid.operands(name, (256, 300), {}).items()}
+    var = {"var": operands["var"]} if "var" in operands else {}
+    function = functools.partial(getattr(masked_loss, name), **var, reduction=reduction)
+    mask = torch.rand(256, 1, device="cuda") < 0.7
+
+    def refill():
+        for n, t in pointwise_grid.operands(name, (256, 300), {}).items():
+            operands[n].copy_(t)
+
+    check_graph(function, operands["input"], operands["target"], mask, refill)
+
+
+def check_graph(function, x, target, mask, refill):
+    """A step that was captured, replayed on other data, does what a call does."""
     x.requires_grad_()
 
     def step():
         x.grad = None
-        loss = cross_entropy(x, target, mask, label_smoothing=0.1)
+        loss = function(x, target, mask)
         loss.backward()
         return loss
 
@@ -119,27 +197,31 @@ def test_a_graph_captures_a_training_step(classes):
     with torch.cuda.graph(graph):
         loss = step()
     captured = x.grad
-    for _ in range(2):  # with other data, and another number of kept rows
+    for _ in range(2):  # another number of rows is kept
         with torch.no_grad():
-            x.normal_()
-        target.random_(0, classes)
-        mask.copy_(torch.rand(256, device="cuda") < 0.5)
+            x.copy_(x[torch.randperm(len(x), device="cuda")])
+            refill()
+        mask.copy_(torch.rand(mask.shape, device="cuda") < 0.5)
         graph.replay()
-        expected = loss_and_gradient(cross_entropy, x.detach(), target, mask, label_smoothing=0.1)
+        expected = loss_and_gradient(function, x.detach(), target, mask)
         assert_same_bits(loss.detach(), expected[0])
         assert_same_bits(captured, expected[1])
 
 
-def test_two_streams():
-    problems = [problem(2000, 3000) for _ in range(2)]
-    expected = [loss_and_gradient(cross_entropy, *each) for each in problems]
+@pytest.mark.parametrize("function", [cross_entropy, masked_loss.mse_loss, masked_loss.huber_loss])
+def test_two_streams(function):
+    if function is cross_entropy:
+        problems = [problem(2000, 3000) for _ in range(2)]
+    else:
+        problems = [(*torch.randn(2, 2000, 3000, device="cuda"), problem(2000, 1)[2][:, None]) for _ in range(2)]
+    expected = [loss_and_gradient(function, *each) for each in problems]
     streams = [torch.cuda.Stream() for _ in problems]
     torch.cuda.synchronize()
     results = [[], []]
     for _ in range(10):
         for stream, each, outcomes in zip(streams, problems, results, strict=True):
             with torch.cuda.stream(stream):
-                outcomes.append(loss_and_gradient(cross_entropy, *each))
+                outcomes.append(loss_and_gradient(function, *each))
     torch.cuda.synchronize()
     for outcomes, (loss, gradient) in zip(results, expected, strict=True):
         for outcome in outcomes:
@@ -150,6 +232,11 @@ def test_two_streams():
 def test_nothing_waits_for_the_device():
     x, target, mask = problem(100, 1000)
     loss_and_gradient(cross_entropy, x, target, mask)
+    pointwise = {}
+    for name in LOSSES:
+        pointwise[name] = {n: t.to("cuda") for n, t in pointwise_grid.operands(name, (100, 1000), {}).items()}
+        pointwise[name]["input"].requires_grad_()
+    upstream, normalizer = torch.ones(100, 1000, device="cuda"), torch.tensor(9.0, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
         leaf = x.requires_grad_()
@@ -157,6 +244,12 @@ def test_nothing_waits_for_the_device():
             cross_entropy(leaf, target, mask, reduction=reduction).backward()
         cross_entropy(leaf, target, mask, reduction="none").backward(torch.ones(100, device="cuda"))
         masked_fill(leaf, mask[:, None], 1.0).backward(x.detach())
+        for name, arguments in pointwise.items():
+            function = functools.partial(getattr(masked_loss, name), **arguments, mask=mask[:, None])
+            for reduction in ("mean", "sum", "sequence_mean"):
+                function(reduction=reduction).backward()
+            function(reduction="none").backward(upstream)
+            function(normalizer=normalizer).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -172,6 +265,40 @@ def test_memory_is_one_gradient():
     cross_entropy(x, target, mask).backward()
     extra = torch.cuda.max_memory_allocated() - before
     assert extra < 1.05 * x.nbytes
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "sequence_mean"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_memory_is_the_gradients(name, reduction):
+    operands = {n: t.to("cuda", torch.bfloat16) for n, t in pointwise_grid.operands(name, (2000, 8000), {}).items()}
+    leaves = [operands[n].requires_grad_() for n in ("input", "var") if n in operands]
+    masks = [torch.rand(sizes, device="cuda") < 0.5 for sizes in ((2000, 8000), (2000, 1))]
+    for mask in masks:
+        for leaf in leaves:
+            leaf.grad = None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        getattr(masked_loss, name)(**operands, mask=mask, reduction=reduction).backward()
+        extra = torch.cuda.max_memory_allocated() - before
+        assert extra < 1.05 * sum(leaf.nbytes for leaf in leaves)
+
+
+def test_pointwise_of_more_than_2_to_the_31_elements():
+    n = 2**31 + 77
+    if torch.cuda.mem_get_info()[0] < 1.3 * 7 * n:
+        pytest.skip(f"needs {1.3 * 7 * n / 2**30:.0f} GiB of free memory")
+    x = torch.ones(n, device="cuda", dtype=torch.bfloat16)
+    mask = torch.zeros(n, device="cuda", dtype=torch.bool)
+    at = torch.tensor([0, 5, 2**31 - 1, 2**31, n - 1], device="cuda")
+    mask[at] = True
+    x[at] = torch.arange(1.0, 6.0, device="cuda", dtype=torch.bfloat16)
+    leaf = x.requires_grad_()
+    loss = masked_loss.mse_loss(leaf, torch.zeros((), device="cuda", dtype=torch.bfloat16).expand(n), mask)
+    loss.backward()
+    assert loss == 11  # (1 + 4 + 9 + 16 + 25) / 5
+    assert_near(leaf.grad[at], 2 * torch.arange(1.0, 6.0, device="cuda", dtype=torch.float64) / 5)
+    assert leaf.grad.count_nonzero() == 5
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(2**15 + 1, 2**16), (3, 2**30)], ids=str)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from masked_loss import check_targets, cross_entropy, loss_normalizer
+from masked_loss import binary_cross_entropy, check_targets, cross_entropy, gaussian_nll_loss, loss_normalizer, mse_loss
 from reference import FLOAT_TYPES, assert_near, assert_positive_zero, assert_same_bits, loss_and_gradient
 
 
@@ -77,3 +77,31 @@ def test_a_negative_normalizer_is_nan():
 def test_the_normalizer_counts_on_the_device():
     target = torch.arange(10_000) % 7
     assert loss_normalizer(target, target != 3) == (target != 3).sum()
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "sequence_mean"])
+def test_a_value_that_does_not_fit_is_nan(reduction, monkeypatch):
+    x, target, var = torch.full((3, 700), 0.5), torch.rand(3, 700), torch.ones(3, 700)
+    x[1, 500], var[2, 9] = 1.5, -0.25
+    calls = (
+        (binary_cross_entropy, (x, target), (1, 500), r"input in \[0, 1\], got 1\.5 at position \[1, 500\]"),
+        (gaussian_nll_loss, (x, target, var), (2, 9), r"var of at least 0, got -0\.25 at position \[2, 9\]"),
+    )
+    for function, operands, wrong, message in calls:
+        monkeypatch.delenv("MASKED_LOSS_CHECK", raising=False)
+        kept = torch.ones(3, 700, dtype=torch.bool)
+        upstream = torch.ones(3, 700) if reduction == "none" else None
+        loss, gradient = loss_and_gradient(function, *operands, kept, reduction=reduction, upstream=upstream)
+        assert (loss if reduction != "none" else loss[wrong]).isnan()
+        assert gradient.isnan().nonzero().tolist() == [list(wrong)]
+        monkeypatch.setenv("MASKED_LOSS_CHECK", "1")
+        with pytest.raises(ValueError, match=rf"^{function.__name__}: expected kept {message}"):
+            function(*operands, kept, reduction=reduction)
+        kept[wrong] = False
+        loss, gradient = loss_and_gradient(function, *operands, kept, reduction=reduction, upstream=upstream)
+        assert loss.isfinite().all()
+        assert_positive_zero(gradient[wrong])
+
+
+def test_a_negative_normalizer_of_elements_is_nan():
+    assert mse_loss(torch.ones(5), torch.zeros(5), normalizer=torch.tensor(-1.0)).isnan()

@@ -561,3 +561,21 @@ class TestReductions:
         with torch.no_grad():
             assert allocations_of(lambda: function(**arguments), half) == 0
         assert allocations_of(lambda: loss_and_gradients(function, arguments), half) == len(leaves)
+
+    def test_more_dimensions_than_merge(self):
+        sizes = [2, 1, 3, 1, 2, 1, 2, 1, 2, 2]
+        shape = [2, 2, 3, 2, 2, 2, 2, 2, 2, 2]
+        x = torch.randn(shape[::-1]).permute(*reversed(range(10)))
+        target, mask = torch.randn(sizes).expand(shape), torch.rand(sizes) < 0.6
+        weight, upstream = torch.rand(shape).permute(*range(0, 10, 2), *range(1, 10, 2)), torch.randn(shape)
+        weight = weight.contiguous().permute(0, 5, 1, 6, 2, 7, 3, 8, 4, 9)
+        for reduction in ("none", "mean", "sequence_mean"):
+            results = []
+            for change in (lambda t: t, lambda t: t.expand(shape).contiguous()):
+                arguments = dict(input=change(x).requires_grad_(), target=change(target), sample_weight=change(weight))
+                function = functools.partial(masked_loss.mse_loss, mask=change(mask), reduction=reduction)
+                given = change(upstream) if reduction == "none" else None
+                results.append(loss_and_gradients(function, arguments, given))
+            (loss, gradients), (other, other_gradients) = results
+            assert_same_bits(loss, other)
+            assert_same_bits(gradients["input"], other_gradients["input"])
