@@ -16,8 +16,8 @@ namespace masked_loss::cpu {
 namespace {
 
 constexpr std::int64_t kElementsPerTask = 1 << 16;
-constexpr std::int64_t kFewRows = 32;   // which threads share where each is long
-constexpr std::int64_t kPart = 8;       // blocks of one
+constexpr std::int64_t kFewRows = 32;     // which threads share where each is long
+constexpr std::int64_t kPart = 8;         // blocks of one
 constexpr std::int64_t kFewClasses = 16;  // fewer count as so many, for what each row costs besides
 
 template <class Body>

@@ -397,6 +397,7 @@ class TileKernel {
   static constexpr std::int64_t kTileBlock = 16;  // classes, where the tile does not
   static constexpr std::int64_t kLongLanes = 128, kFewLanes = 32, kTiles = 16;
   static constexpr std::int64_t kGroup = 4;  // classes that a pass takes together
+  static constexpr std::int64_t kPadded = kLanes + V::size();
 
   // Lanes whose rows are one step apart.
   struct Part {
@@ -588,13 +589,14 @@ class TileKernel {
     });
     const T* next = work_.logits + part_[0].offsets[0] + c * work_.logits_stride + lanes_ * stride_[0];
     const auto next_stride = work_.logits_stride == 1 ? lanes_ : work_.logits_stride;
+    const bool keeps = mode == CrossEntropyMode::ForwardGrad && keeps_tile_;
     for_groups(n, [&](std::int64_t w, std::int64_t begin, std::int64_t end) {
       const V max = V::loadu(max_ + w);
       V sum = V::loadu(sum_ + w);
       for (auto i = begin; i < end; ++i) {
         __builtin_prefetch(next + i * next_stride + w, 0, 2);
         const V e = exp_of_negative(block.at(i, w) - max);
-        if (keeps_tile_) e.store(tile_ + i * lanes_ + w);
+        if (keeps) e.store(tile_ + i * lanes_ + w);
         sum = sum + e;
       }
       sum.store(sum_ + w);
@@ -643,7 +645,8 @@ class TileKernel {
                                    plain ? Smoothing() : smoothing_[w]};
       const Softmax<A> softmax{max_[w], sum_[w]};
       if constexpr (mode != CrossEntropyMode::Backward) {
-        loss_[w] = cross_entropy_loss(row, softmax, log_sum_[w], target_logit_[w], plain || target_allowed_[w]);
+        const A loss = cross_entropy_loss(row, softmax, log_sum_[w], target_logit_[w], plain || target_allowed_[w]);
+        loss_[w] = kept_[w] ? loss : A(0);
       }
       if constexpr (mode != CrossEntropyMode::Forward) {
         const auto terms = cross_entropy_gradient(row, softmax.max + log_sum_[w]);
@@ -654,9 +657,10 @@ class TileKernel {
     }
   }
 
-  void write_results() const {
-    for (std::int64_t w = 0; mode != CrossEntropyMode::Backward && w < count_; ++w) {
-      work_.loss[planned_ + w] = kept_[w] ? loss_[w] : A(0);
+  void write_results() {
+    if (mode != CrossEntropyMode::Backward) {
+      if (!any_kept_) std::fill(loss_, loss_ + count_, A(0));
+      std::copy_n(loss_, count_, work_.loss + planned_);
     }
     if (mode != CrossEntropyMode::Forward || work_.softmax == nullptr) return;
     for (std::int64_t w = 0; w < count_; ++w) {
@@ -666,30 +670,38 @@ class TileKernel {
 
   // Exponentials become gradients, and go where they belong.
   void finish(std::int64_t c, std::int64_t n) {
-    if (any_kept_) {
-      differentiate(c, n);
-    } else {
+    if (!any_kept_) {
       std::fill(tile_, tile_ + n * lanes_, A(0));
+      return store_block(c, n);
     }
+    for (std::int64_t w = 0; w < width_; ++w) target_class_[w] = static_cast<A>(target_[w] - c);
+    const Block from = keeps_tile_ ? Block{tile_, lanes_} : load(c, n);
+    if (keeps_tile_ && parts_ == 1 && stride_[1] == 1 && work_.class_mask == nullptr) {
+      T* out = work_.gradient + part_[0].offsets[1];
+      for (std::int64_t i = 0; i < n; ++i) {
+        const auto gradient = gradient_of(c, i, from);
+        store_row(out + i * work_.gradient_stride, count_, [&](auto w, auto) { return gradient(w); });
+      }
+      return;
+    }
+    for (std::int64_t i = 0; i < n; ++i) {
+      const auto gradient = gradient_of(c, i, from);
+      for_lanes([&](std::int64_t w) { gradient(w).store(tile_ + i * lanes_ + w); });
+    }
+    if (work_.class_mask != nullptr) set_masked_classes(c, n, A(0));
     store_block(c, n);
   }
 
-  void differentiate(std::int64_t c, std::int64_t n) {
-    const Block from = keeps_tile_ ? Block{tile_, lanes_} : load(c, n);
-    A target[kLanes];  // in this block; exact where it is one of its few classes
-    for (std::int64_t w = 0; w < width_; ++w) target[w] = static_cast<A>(target_[w] - c);
-    for (std::int64_t i = 0; i < n; ++i) {
-      const V weight(work_.weight == nullptr ? A(1) : work_.weight[c + i]), index(static_cast<A>(i));
-      for_lanes([&](std::int64_t w) {
-        const V x = from.at(i, w), e = keeps_tile_ ? x : exp_of_negative(x - V::loadu(max_ + w));
-        V gradient = e * V::loadu(scale_ + w);
-        if (work_.label_smoothing != 0) gradient = gradient - V::loadu(smoothed_ + w) * weight;
-        gradient = gradient - ((V::loadu(target + w) == index) & V::loadu(target_gradient_ + w));
-        if (any_masked_) gradient = select(kept_ + w, gradient, V(0));
-        gradient.store(tile_ + i * lanes_ + w);
-      });
-    }
-    if (work_.class_mask != nullptr) set_masked_classes(c, n, A(0));
+  // -> gradient(lane) of class c + i, for any lane, as what is written may begin within a vector
+  auto gradient_of(std::int64_t c, std::int64_t i, const Block& from) const {
+    const V weight(work_.weight == nullptr ? A(1) : work_.weight[c + i]), index(static_cast<A>(i));
+    return [=, this, smooths = work_.label_smoothing != 0, keeps = keeps_tile_, masks = any_masked_](std::int64_t w) {
+      const V x = from.at(i, w), e = keeps ? x : exp_of_negative(x - V::loadu(max_ + w));
+      V gradient = e * V::loadu(scale_ + w);
+      if (smooths) gradient = gradient - V::loadu(smoothed_ + w) * weight;
+      gradient = less_where_equal(gradient, V::loadu(target_class_ + w), index, V::loadu(target_gradient_ + w));
+      return masks ? select(kept_ + w, gradient, V(0)) : gradient;
+    };
   }
 
   void store_block(std::int64_t c, std::int64_t n) {
@@ -698,11 +710,11 @@ class TileKernel {
       T* out = work_.gradient + part.offsets[1] + c * work_.gradient_stride;
       const A* lane = tile_ + part.lane;
       if (stride_[1] == 1 || part.count == 1) {
-        for (std::int64_t i = 0; i < n; ++i) store_row(out + i * work_.gradient_stride, lane + i * lanes_, part.count);
+        for (std::int64_t i = 0; i < n; ++i) store_from(lane + i * lanes_, out + i * work_.gradient_stride, part.count);
       } else if (work_.gradient_stride == 1) {
         transpose(lane, lanes_, stage_, n, n, part.count);
         for_rows(part.count, n, stride_[1],
-                 [&](auto to, auto from, auto elements) { store_row(out + to, stage_ + from, elements); });
+                 [&](auto to, auto from, auto elements) { store_from(stage_ + from, out + to, elements); });
       } else {
         for (std::int64_t i = 0; i < n; ++i) {
           for (std::int64_t w = 0; w < part.count; ++w) {
@@ -713,9 +725,13 @@ class TileKernel {
     }
   }
 
-  void store_row(T* out, const A* from, std::int64_t n) const {
-    const auto value = [&](std::int64_t i, std::int64_t lanes) { return V::loadu(from + i, lanes); };
+  template <class Value>
+  void store_row(T* out, std::int64_t n, const Value& value) const {
     past_cache_ ? store_vectors<true, A>(out, n, value) : store_vectors<false, A>(out, n, value);
+  }
+
+  void store_from(const A* from, T* out, std::int64_t n) const {
+    store_row(out, n, [from](std::int64_t i, std::int64_t) { return V::loadu(from + i); });
   }
 
   const CrossEntropyWork<T, A>& work_;
@@ -731,11 +747,11 @@ class TileKernel {
   Part part_[kLanes];
   bool any_kept_ = false, any_masked_ = false, one_mask_ = false;
   std::int64_t target_[kLanes], mask_offset_[kLanes];
-  bool kept_[kLanes], target_allowed_[kLanes];
+  bool kept_[kPadded], target_allowed_[kLanes];
   Smoothing smoothing_[kLanes];
   alignas(64) A coefficient_[kLanes], target_weight_[kLanes], target_logit_[kLanes];
-  alignas(64) A max_[kLanes], sum_[kLanes], log_sum_[kLanes], loss_[kLanes];
-  alignas(64) A scale_[kLanes], smoothed_[kLanes], target_gradient_[kLanes];
+  alignas(64) A sum_[kLanes], log_sum_[kLanes], loss_[kLanes];
+  alignas(64) A max_[kPadded], scale_[kPadded], smoothed_[kPadded], target_class_[kPadded], target_gradient_[kPadded];
 };
 
 template <class T, class A>

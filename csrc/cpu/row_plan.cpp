@@ -12,12 +12,22 @@ struct ChunkSum {
   std::int64_t kept = 0;    // rows
   std::int64_t first = -1;  // row with a target out of range
   std::int64_t index = 0;   // that target
+
+  template <class A>
+  void operator()(std::int64_t r, const Row<A>& row) {
+    if (row.state == RowState::OutOfRange) {
+      if (first < 0) first = r, index = row.index;
+      return;
+    }
+    weight += row.counted;  // nothing where it is masked
+    kept += row.state == RowState::Kept;
+  }
 };
 
-// Calls take(row, what it resolves to), row after row.
+// Calls take(row, what it resolves to), row after row, and returns it, as std::for_each does.
 template <class A, class Take>
-void resolve_rows(const RowArgumentsView<A>& view, const Rows<4>& rows, std::int64_t begin, std::int64_t end,
-                  const Take& take) {
+C10_ALWAYS_INLINE Take resolve_rows(const RowArgumentsView<A>& view, const Rows<4>& rows, std::int64_t begin,
+                                    std::int64_t end, Take take) {
   const auto inner = rows.dims == 0 ? 1 : rows.sizes[rows.dims - 1];
   std::int64_t steps[4] = {};
   for (int k = 0; k < 4 && rows.dims > 0; ++k) steps[k] = rows.strides[k][rows.dims - 1];
@@ -28,11 +38,12 @@ void resolve_rows(const RowArgumentsView<A>& view, const Rows<4>& rows, std::int
       target += steps[0], mask += steps[1], weight += steps[2], class_mask += steps[3];
     }
   }
+  return take;
 }
 
 // The same, where most calls get a shorter loop: their view holds constants.
 template <class A, class Take>
-void read_rows(const RowView<A>& from, std::int64_t begin, std::int64_t end, const Take& take) {
+Take read_rows(const RowView<A>& from, std::int64_t begin, std::int64_t end, const Take& take) {
   const auto& view = from.view;
   const bool weighted = view.sample_weight != nullptr || view.weight != nullptr;
   if (weighted || view.class_mask != nullptr || view.target_bytes != 8 || view.ignored_count != 1 ||
@@ -48,21 +59,7 @@ void read_rows(const RowView<A>& from, std::int64_t begin, std::int64_t end, con
   if (view.mask == nullptr) return resolve_rows(usual, from.rows, begin, end, take);
   usual.mask = view.mask;
   usual.mask_bytes = 1;
-  resolve_rows(usual, from.rows, begin, end, take);
-}
-
-template <class A>
-ChunkSum read_chunk(const RowView<A>& from, std::int64_t begin, std::int64_t end) {
-  ChunkSum sum;
-  read_rows(from, begin, end, [&](std::int64_t r, const Row<A>& row) {
-    if (row.state == RowState::OutOfRange) {
-      if (sum.first < 0) sum.first = r, sum.index = row.index;
-      return;
-    }
-    sum.weight += row.counted;  // nothing where it is masked
-    sum.kept += row.state == RowState::Kept;
-  });
-  return sum;
+  return resolve_rows(usual, from.rows, begin, end, take);
 }
 
 using ChunkSums = c10::SmallVector<ChunkSum, 4>;
@@ -78,7 +75,7 @@ ChunkSums read_chunks(const RowView<A>& from, std::int64_t chunk) {
     return [&](std::int64_t task) {
       const auto last = std::min(chunks, (task + 1) * together);
       for (auto c = task * together; c < last; ++c) {
-        sums[c] = read_chunk(from, c * chunk, std::min(rows, (c + 1) * chunk));
+        sums[c] = read_rows(from, c * chunk, std::min(rows, (c + 1) * chunk), ChunkSum());
       }
     };
   });
@@ -124,7 +121,7 @@ RowPlan<A>::RowPlan(const RowView<A>& from, Reduction reduction, const OptionalT
 
 template <class A>
 void RowPlan<A>::operator()(std::int64_t begin, std::int64_t end, std::int64_t* index, A* coefficient) const {
-  read_rows(from_, begin, end, [&](std::int64_t r, const Row<A>& row) {
+  read_rows(from_, begin, end, [=](std::int64_t r, const Row<A>& row) {
     index[r - begin] = row.state == RowState::Kept ? row.index : -1;
     coefficient[r - begin] = row.weight;
   });

@@ -19,7 +19,7 @@ class RowPlan {
 
  private:
   const RowView<A>& from_;
-  std::int64_t rows_each_;                    // of a divisor
+  std::int64_t rows_each_;                     // of a divisor
   c10::SmallVector<double, 4> divisors_ = {};  // one, or one for each sequence
 };
 

@@ -92,6 +92,15 @@ Vectorized<A> select(const bool* allowed, Vectorized<A> v, Vectorized<A> other,
   return Vectorized<A>::loadu(ours);
 }
 
+// v - term in the lanes where a equals b, else v.
+template <class A>
+Vectorized<A> less_where_equal(Vectorized<A> v, Vectorized<A> a, Vectorized<A> b, Vectorized<A> term) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<A, float>) return _mm512_mask_sub_ps(v, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), v, term);
+#endif
+  return v - ((a == b) & term);
+}
+
 // Where a whole vector goes: through the cache, or past it, to memory that is not read again soon. Memory that is
 // written through the cache is read first.
 template <bool past_cache, class T>
