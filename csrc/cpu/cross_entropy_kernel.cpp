@@ -209,11 +209,6 @@ void finish_block(T* out, const A* exponentials, std::int64_t n, A scale, A smoo
   }
 }
 
-template <class A>
-A target_gradient(const CrossEntropyGradient<A>& gradient, A probability, A target_weight) {
-  return gradient.probability * probability - gradient.smoothing * target_weight - gradient.target;
-}
-
 // Rows whose classes lie beside one another, one at a time.
 template <class T, class A, CrossEntropyMode mode>
 class RowKernel {
@@ -271,9 +266,10 @@ class RowKernel {
       softmax = work_.softmax[r_];
       if (work_.label_smoothing != 0) row.smoothing = sum_weights();
     } else {
-      for (std::int64_t b = 0; b * kBlock < work_.classes; ++b) {
-        softmax = merge(softmax, blocks[b].softmax);
-        if (work_.label_smoothing != 0) add(row.smoothing, blocks[b].smoothing);
+      softmax = blocks[0].softmax;
+      for (std::int64_t b = 1; b * kBlock < work_.classes; ++b) softmax = merge(softmax, blocks[b].softmax);
+      for (std::int64_t b = 0; work_.label_smoothing != 0 && b * kBlock < work_.classes; ++b) {
+        add(row.smoothing, blocks[b].smoothing);
       }
       work_.loss[planned_] = cross_entropy_loss(row, softmax, target_logit(), target_allowed());
       if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r_] = softmax;
@@ -314,14 +310,14 @@ class RowKernel {
       } else {
         max = blocks[b].softmax.max;
       }
-      const A scale = terms.probability * (std::exp(max - softmax.max) / softmax.sum);
+      const A shift = max == softmax.max ? A(1) : std::exp(max - softmax.max);
+      const A scale = terms.probability * (shift / softmax.sum);
       const A* weight = at_or_null(work_.weight, i);
       T* out = gradient_ + i;
       if (target_ >= i && target_ < i + n && target_allowed()) {
         // Put right before it is stored: a cache line that has gone past the cache would be read again.
         finish_block<false>(stage, exponentials, n, scale, terms.smoothing, weight, allowed);
-        const A probability = std::exp(target_logit() - softmax.max) / softmax.sum;
-        stage[target_ - i] = target_gradient(terms, probability, target_weight());
+        stage[target_ - i] -= terms.target;
         store_vectors<past_cache, A>(out, n, [&](auto k, std::int64_t) { return V::loadu(stage + k); });
       } else if (static_cast<const void*>(exponentials) == out) {
         finish_block<false>(out, exponentials, n, scale, terms.smoothing, weight, allowed);
