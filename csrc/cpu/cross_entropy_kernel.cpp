@@ -17,6 +17,12 @@ bool past_cache(const CrossEntropyWork<T, A>& work) {
   return work.rows.count * work.classes * static_cast<std::int64_t>(sizeof(T)) >= kPastCache;
 }
 
+// Where the next cache line begins.
+template <class A>
+A* next_line(A* scratch) {
+  return reinterpret_cast<A*>((reinterpret_cast<std::uintptr_t>(scratch) + 63) / 64 * 64);
+}
+
 // Vectors of the logits x, or of a part of one at the end: take(vector, position, lanes). Half types give two at once.
 template <class A, class T, class Take>
 void for_vectors(const T* x, std::int64_t n, const Take& take) {
@@ -167,19 +173,14 @@ void finish_block(T* out, const A* exponentials, std::int64_t n, A scale, A smoo
   }
 }
 
-template <class A>
-A target_gradient(const CrossEntropyGradient<A>& gradient, A probability, A target_weight) {
-  return gradient.probability * probability - gradient.smoothing * target_weight - gradient.target;
-}
-
 // Rows whose classes lie beside one another, one at a time.
 template <class T, class A, CrossEntropyMode mode>
 class RowKernel {
  public:
   // Exponentials of a block may be kept between its visit and its finish: where the gradient goes, or, if that is to be
   // written only once, in `row`, which is null where several threads share a row.
-  RowKernel(const CrossEntropyWork<T, A>& work, std::int64_t r, A* row)
-      : work_(work), r_(r), target_(work.index[r]), past_cache_(past_cache(work)) {
+  RowKernel(const CrossEntropyWork<T, A>& work, std::int64_t begin, std::int64_t r, A* row)
+      : work_(work), r_(r), planned_(r - begin), target_(work.index[planned_]), past_cache_(past_cache(work)) {
     const auto [logits, gradient, class_mask] = work.rows.offsets(r);
     logits_ = work.logits + logits;
     if constexpr (mode != CrossEntropyMode::Forward) gradient_ = work.gradient + gradient;
@@ -219,21 +220,22 @@ class RowKernel {
 
   CrossEntropyEnd<A> conclude(const CrossEntropyBlock<A>* blocks) const {
     if (target_ < 0) {
-      if constexpr (mode != CrossEntropyMode::Backward) work_.loss[r_] = 0;
+      if constexpr (mode != CrossEntropyMode::Backward) work_.loss[planned_] = 0;
       if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r_] = {0, 1};
       return {};
     }
-    CrossEntropyRow<A> row{work_.coefficient[r_], target_weight(), work_.label_smoothing, work_.z_loss, {}};
+    CrossEntropyRow<A> row{work_.coefficient[planned_], target_weight(), work_.label_smoothing, work_.z_loss, {}};
     Softmax<A> softmax;
     if constexpr (mode == CrossEntropyMode::Backward) {
       softmax = work_.softmax[r_];
       if (work_.label_smoothing != 0) row.smoothing = sum_weights();
     } else {
-      for (std::int64_t b = 0; b * kBlock < work_.classes; ++b) {
-        softmax = merge(softmax, blocks[b].softmax);
-        if (work_.label_smoothing != 0) add(row.smoothing, blocks[b].smoothing);
+      softmax = blocks[0].softmax;
+      for (std::int64_t b = 1; b * kBlock < work_.classes; ++b) softmax = merge(softmax, blocks[b].softmax);
+      for (std::int64_t b = 0; work_.label_smoothing != 0 && b * kBlock < work_.classes; ++b) {
+        add(row.smoothing, blocks[b].smoothing);
       }
-      work_.loss[r_] = cross_entropy_loss(row, softmax, target_logit(), target_allowed());
+      work_.loss[planned_] = cross_entropy_loss(row, softmax, target_logit(), target_allowed());
       if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r_] = softmax;
     }
     if constexpr (mode == CrossEntropyMode::Forward) return {};
@@ -257,8 +259,9 @@ class RowKernel {
                  const CrossEntropyEnd<A>& row_end) const {
     const auto first = begin * kBlock, last = std::min(work_.classes, end * kBlock);
     if (target_ < 0) return fill<past_cache>(gradient_ + first, last - first, T(0));
+    using V = Vectorized<A>;
     const auto& [softmax, terms] = row_end;
-    A stage[kBlock];
+    A stage[kBlock + V::size()];  // whole vectors of it are loaded
     for (auto b = begin; b < end; ++b) {
       const auto i = b * kBlock, n = std::min(kBlock, work_.classes - i);
       const bool* allowed = at_or_null(allowed_, i);
@@ -271,14 +274,21 @@ class RowKernel {
       } else {
         max = blocks[b].softmax.max;
       }
-      const A scale = terms.probability * (std::exp(max - softmax.max) / softmax.sum);
-      const bool in_place = static_cast<const void*>(exponentials) == gradient_ + i;
-      const auto& finish = past_cache && !in_place ? finish_block<past_cache, T, A> : finish_block<false, T, A>;
-      finish(gradient_ + i, exponentials, n, scale, terms.smoothing, at_or_null(work_.weight, i), allowed);
+      const A shift = max == softmax.max ? A(1) : std::exp(max - softmax.max);
+      const A scale = terms.probability * (shift / softmax.sum);
+      const A* weight = at_or_null(work_.weight, i);
+      T* out = gradient_ + i;
+      if (target_ >= i && target_ < i + n && target_allowed()) {
+        // Put right before it is stored: a cache line that has gone past the cache would be read again.
+        finish_block<false>(stage, exponentials, n, scale, terms.smoothing, weight, allowed);
+        stage[target_ - i] -= terms.target;
+        store_vectors<past_cache, A>(out, n, [&](auto k, std::int64_t) { return V::loadu(stage + k); });
+      } else if (static_cast<const void*>(exponentials) == out) {
+        finish_block<false>(out, exponentials, n, scale, terms.smoothing, weight, allowed);
+      } else {
+        finish_block<past_cache>(out, exponentials, n, scale, terms.smoothing, weight, allowed);
+      }
     }
-    if (target_ < first || target_ >= last || !target_allowed()) return;
-    const A probability = std::exp(target_logit() - softmax.max) / softmax.sum;
-    gradient_[target_] = T(target_gradient(terms, probability, target_weight()));
   }
 
   Smoothing sum_weights() const {
@@ -296,7 +306,7 @@ class RowKernel {
   bool target_allowed() const { return allowed_ == nullptr || allowed_[target_]; }
 
   const CrossEntropyWork<T, A>& work_;
-  const std::int64_t r_, target_;
+  const std::int64_t r_, planned_, target_;
   const T* logits_;
   T* gradient_ = nullptr;
   const bool* allowed_;
@@ -304,40 +314,50 @@ class RowKernel {
   const bool past_cache_;
 };
 
-// Rows beside one another in vectors, as lanes: few classes, or classes that are apart in memory. They are visited in
-// blocks [classes, lanes]; where a gradient is made, the exponentials of few classes are kept.
+// Rows beside one another in vectors, as lanes: few classes, or classes that are apart in memory. A tile of them is
+// [classes, lanes]; it is visited in blocks of classes, or in one where it stays in the L2 cache.
 template <class T, class A, CrossEntropyMode mode>
 class TileKernel {
  public:
   TileKernel(const CrossEntropyWork<T, A>& work, A* scratch)
-      : work_(work), lanes_(lanes(work)), keeps_tile_(keeps_tile(work)), past_cache_(past_cache(work)), tile_(scratch) {
+      : work_(work),
+        lanes_(lanes(work)),
+        block_(block(work)),
+        keeps_tile_(mode == CrossEntropyMode::ForwardGrad && block_ == work.classes),
+        past_cache_(past_cache(work)),
+        tile_(next_line(scratch)),
+        stage_(tile_ + block_ * lanes_) {
     const auto dims = work.rows.dims;
     for (int k = 0; k < 3; ++k) stride_[k] = dims == 0 ? 0 : work.rows.strides[k][dims - 1];
     inner_ = dims == 0 ? 1 : work.rows.sizes[dims - 1];
-    if (keeps_tile_) maxima_ = tile_ + work.classes * lanes_;
+    std::fill(target_weight_, target_weight_ + lanes_, A(1));
+    std::fill(target_allowed_, target_allowed_ + lanes_, true);
   }
 
-  // Fewer where there would not be tiles for many threads.
+  // Fewer where the tile would not stay in the cache, or where there would not be tiles for many threads.
   static std::int64_t lanes(const CrossEntropyWork<T, A>& work) {
     auto lanes = work.logits_stride == 1 ? kTransposedLanes : kLanes;
+    while (lanes > kLongLanes && lanes * work.classes > kTile) lanes /= 2;
     while (lanes > kFewLanes && lanes * kTiles > work.rows.count) lanes /= 2;
     return lanes;
   }
 
   static std::int64_t scratch_size(const CrossEntropyWork<T, A>& work) {
-    const auto classes = keeps_tile(work) ? blocks(work) + work.classes : std::min(kTileBlock, work.classes);
-    return classes * lanes(work);
+    const bool transposes = work.logits_stride == 1 || (work.gradient != nullptr && work.gradient_stride == 1);
+    return 64 / std::int64_t(sizeof(A)) + (transposes ? 2 : 1) * block(work) * lanes(work) + V::size();
   }
 
   void operator()(std::int64_t begin, std::int64_t end) {
-    for (auto r = begin; r < end; r += lanes_) run(r, std::min(lanes_, end - r));
+    for (auto r = begin; r < end; r += lanes_) run(r, std::min(lanes_, end - r), r - begin);
   }
 
  private:
   using V = Vectorized<A>;
   static constexpr std::int64_t kTile = 1 << 17;  // elements that stay in the L2 cache
-  static constexpr std::int64_t kTileBlock = 16;  // classes
-  static constexpr std::int64_t kFewLanes = 32, kTiles = 16;
+  static constexpr std::int64_t kTileBlock = 16;  // classes, where the tile does not
+  static constexpr std::int64_t kLongLanes = 128, kFewLanes = 32, kTiles = 16;
+  static constexpr std::int64_t kGroup = 4;  // classes that a pass takes together
+  static constexpr std::int64_t kPadded = kLanes + V::size();
 
   // Lanes whose rows are one step apart.
   struct Part {
@@ -353,118 +373,148 @@ class TileKernel {
     V at(std::int64_t i, std::int64_t w) const { return V::loadu(data + i * stride + w); }
   };
 
-  static std::int64_t blocks(const CrossEntropyWork<T, A>& work) {
-    return (work.classes + kTileBlock - 1) / kTileBlock;
+  static std::int64_t block(const CrossEntropyWork<T, A>& work) {
+    return work.classes * lanes(work) <= kTile ? work.classes : kTileBlock;
   }
 
-  static bool keeps_tile(const CrossEntropyWork<T, A>& work) {
-    return mode == CrossEntropyMode::ForwardGrad && work.classes * lanes(work) <= kTile;
-  }
-
-  void run(std::int64_t first, std::int64_t count) {
-    first_ = first, count_ = count;
+  void run(std::int64_t first, std::int64_t count, std::int64_t planned) {
+    first_ = first, count_ = count, planned_ = planned;
     width_ = (count + V::size() - 1) / V::size() * V::size();
+    split();
+    read_plan();
+    if (any_kept_) {
+      start();
+      if constexpr (mode != CrossEntropyMode::Backward) for_blocks([&](auto c, auto n) { visit(c, n); });
+      take_targets();
+      work_.label_smoothing == 0 && work_.class_mask == nullptr ? conclude<true>() : conclude<false>();
+    }
+    write_results();
+    if constexpr (mode != CrossEntropyMode::Forward) for_blocks([&](auto c, auto n) { finish(c, n); });
+  }
+
+  template <class Body>
+  void for_blocks(const Body& body) const {
+    for (std::int64_t c = 0; c < work_.classes; c += block_) body(c, std::min(block_, work_.classes - c));
+  }
+
+  template <class Body>
+  void for_lanes(const Body& body) const {
+    for (std::int64_t w = 0; w < width_; w += V::size()) body(w);
+  }
+
+  // Class by class, as they lie in memory, but a few together: what is kept for a lane is then loaded less often.
+  template <class Body>
+  void for_groups(std::int64_t n, const Body& body) const {
+    for (std::int64_t i = 0; i < n; i += kGroup) {
+      if (i + kGroup <= n) {
+        for_lanes([&](std::int64_t w) { body(w, i, i + kGroup); });
+      } else {
+        for_lanes([&](std::int64_t w) { body(w, i, n); });
+      }
+    }
+  }
+
+  void split() {
     parts_ = 0;
-    for (std::int64_t lane = 0; lane < count; lane += part_[parts_++].count) {
-      const auto together = std::min(count - lane, inner_ - (first + lane) % inner_);
-      part_[parts_] = {lane, together, work_.rows.offsets(first + lane)};
+    for (std::int64_t lane = 0; lane < count_; lane += part_[parts_++].count) {
+      const auto together = std::min(count_ - lane, inner_ - (first_ + lane) % inner_);
+      part_[parts_] = {lane, together, work_.rows.offsets(first_ + lane)};
     }
     one_mask_ = parts_ == 1 && stride_[2] == 0;
     for (int p = 0; work_.class_mask != nullptr && p < parts_; ++p) {
       const auto& part = part_[p];
       for (std::int64_t i = 0; i < part.count; ++i) mask_offset_[part.lane + i] = part.offsets[2] + i * stride_[2];
     }
-    any_kept_ = false, any_masked_ = width_ != count;
-    for (std::int64_t w = 0; w < width_; ++w) {
-      target_[w] = w < count ? work_.index[first + w] : -1;
-      kept_[w] = target_[w] >= 0;
-      any_kept_ |= kept_[w], any_masked_ |= !kept_[w];
-    }
-    if (any_kept_) {
-      start();
-      if constexpr (mode != CrossEntropyMode::Backward) {
-        for (std::int64_t c = 0; c < work_.classes; c += kTileBlock) visit(c, std::min(kTileBlock, work_.classes - c));
-      }
-      take_targets();
-    }
-    conclude();
-    if constexpr (mode != CrossEntropyMode::Forward) {
-      for (std::int64_t c = 0; c < work_.classes; c += kTileBlock) finish(c, std::min(kTileBlock, work_.classes - c));
-    }
   }
 
-  void take_targets() {
-    for (int p = 0; p < parts_; ++p) {
-      const auto& part = part_[p];
-      for (std::int64_t i = 0, w = part.lane; i < part.count; ++i, ++w) {
-        if (!kept_[w]) continue;
-        const T* x = work_.logits + part.offsets[0] + i * stride_[0];
-        target_logit_[w] = static_cast<A>(x[target_[w] * work_.logits_stride]);
-        target_weight_[w] = work_.weight == nullptr ? A(1) : work_.weight[target_[w]];
-        target_allowed_[w] = allowed(w, target_[w]);
-      }
+  void read_plan() {
+    std::fill(std::copy_n(work_.index + planned_, count_, target_), target_ + width_, -1);
+    std::fill(std::copy_n(work_.coefficient + planned_, count_, coefficient_), coefficient_ + width_, A(0));
+    std::int64_t kept = 0;
+    for (std::int64_t w = 0; w < width_; ++w) {
+      kept_[w] = target_[w] >= 0;
+      kept += kept_[w];
     }
+    any_kept_ = kept > 0, any_masked_ = kept < count_;
   }
 
   void start() {
     for (std::int64_t w = 0; w < width_; ++w) {
       Softmax<A> softmax;
       if constexpr (mode == CrossEntropyMode::Backward) {
-        softmax = kept_[w] ? work_.softmax[first_ + w] : Softmax<A>{0, 1};
+        if (w < count_) softmax = work_.softmax[first_ + w];
       }
       max_[w] = softmax.max, sum_[w] = softmax.sum;
-      if (!kept_[w]) target_logit_[w] = 0;
-      smoothing_[w] = {};
     }
+    if (work_.label_smoothing != 0) std::fill(smoothing_, smoothing_ + width_, Smoothing{});
   }
 
-  A* block_at(std::int64_t c) const { return keeps_tile_ ? tile_ + c * lanes_ : tile_; }
-  A* maxima_at(std::int64_t c) const { return maxima_ + c / kTileBlock * lanes_; }
+  void take_targets() {
+    for (int p = 0; p < parts_; ++p) {
+      const auto& part = part_[p];
+      const T* x = work_.logits + part.offsets[0];
+      for (std::int64_t i = 0, w = part.lane; i < part.count; ++i, ++w) {
+        const auto target = std::max<std::int64_t>(target_[w], 0);  // a masked row's is not used
+        target_logit_[w] = static_cast<A>(x[i * stride_[0] + target * work_.logits_stride]);
+        if (work_.weight != nullptr) target_weight_[w] = work_.weight[target];
+        if (work_.class_mask != nullptr) target_allowed_[w] = allowed(w, target);
+      }
+    }
+    std::fill(target_logit_ + count_, target_logit_ + width_, A(0));
+  }
 
-  // Classes [c, c + n) as A: 0 in masked lanes, -inf for masked classes. Where they lie, or in `block`.
-  Block load(std::int64_t c, std::int64_t n, A* block) {
+  // Classes [c, c + n) as A, -inf where masked: where they lie, or in the tile. Nothing is made of what masked lanes
+  // hold.
+  Block load(std::int64_t c, std::int64_t n) {
     if constexpr (std::is_same_v<T, A>) {
-      if (parts_ == 1 && stride_[0] == 1 && !any_masked_ && work_.class_mask == nullptr) {
+      if (parts_ == 1 && stride_[0] == 1 && count_ == width_ && work_.class_mask == nullptr) {
         return {work_.logits + part_[0].offsets[0] + c * work_.logits_stride, work_.logits_stride};
       }
     }
     for (int p = 0; p < parts_; ++p) {
       const auto& part = part_[p];
       const T* x = work_.logits + part.offsets[0] + c * work_.logits_stride;
+      A* lane = tile_ + part.lane;
       if (stride_[0] == 1 || part.count == 1) {
-        for (std::int64_t i = 0; i < n; ++i, x += work_.logits_stride) {
-          A* lane = block + i * lanes_ + part.lane;
-          for_vectors<A>(x, part.count, [&](V v, std::int64_t w, std::int64_t lanes) { v.store(lane + w, lanes); });
+        for (std::int64_t i = 0; i < n; ++i) {
+          convert(x + i * work_.logits_stride, lane + i * lanes_, part.count);
         }
       } else if (work_.logits_stride == 1) {
-        load_transposed(x, part, n, block);
+        load_transposed(x, part, n, lane);
       } else {
         for (std::int64_t i = 0; i < n; ++i) {
           for (std::int64_t w = 0; w < part.count; ++w) {
-            block[i * lanes_ + part.lane + w] = static_cast<A>(x[i * work_.logits_stride + w * stride_[0]]);
+            lane[i * lanes_ + w] = static_cast<A>(x[i * work_.logits_stride + w * stride_[0]]);
           }
         }
       }
     }
-    if (work_.class_mask != nullptr) set_masked_classes(c, n, block, -std::numeric_limits<A>::infinity());
-    for (std::int64_t i = 0; any_masked_ && i < n * lanes_; i += lanes_) {
-      for (std::int64_t w = 0; w < width_; w += V::size()) {
-        select(kept_ + w, V::loadu(block + i + w), V(0)).store(block + i + w);
-      }
+    for (std::int64_t i = 0; count_ < width_ && i < n; ++i) {
+      std::fill(tile_ + i * lanes_ + count_, tile_ + i * lanes_ + width_, A(0));
     }
-    return {block, lanes_};
+    if (work_.class_mask != nullptr) set_masked_classes(c, n, -std::numeric_limits<A>::infinity());
+    return {tile_, lanes_};
   }
 
-  void load_transposed(const T* x, const Part& part, std::int64_t n, A* block) {
+  static void convert(const T* from, A* to, std::int64_t n) {
+    for_vectors<A>(from, n, [&](V v, std::int64_t i, std::int64_t lanes) { v.store(to + i, lanes); });
+  }
+
+  // Calls body(offset, offset of a dense copy, elements) for rows of n elements: for all of them at once where they lie
+  // beside one another.
+  template <class Body>
+  static void for_rows(std::int64_t count, std::int64_t n, std::int64_t stride, const Body& body) {
+    if (stride == n) return body(0, 0, count * n);
+    for (std::int64_t w = 0; w < count; ++w) body(w * stride, w * n, n);
+  }
+
+  void load_transposed(const T* x, const Part& part, std::int64_t n, A* lane) {
     if constexpr (std::is_same_v<T, A>) {
-      transpose(x, stride_[0], block + part.lane, lanes_, part.count, n);
+      transpose(x, stride_[0], lane, lanes_, part.count, n);
     } else {
-      for (std::int64_t w = 0; w < part.count; ++w) {
-        A* row = stage_ + w * kTileBlock;
-        for_vectors<A>(x + w * stride_[0], n,
-                       [&](V v, std::int64_t i, std::int64_t lanes) { v.store(row + i, lanes); });
-      }
-      transpose(stage_, kTileBlock, block + part.lane, lanes_, part.count, n);
+      for_rows(part.count, n, stride_[0],
+               [&](auto from, auto to, auto elements) { convert(x + from, stage_ + to, elements); });
+      transpose(stage_, n, lane, lanes_, part.count, n);
     }
   }
 
@@ -472,9 +522,9 @@ class TileKernel {
     return work_.class_mask == nullptr || work_.class_mask[mask_offset_[w] + c * work_.class_mask_stride];
   }
 
-  void set_masked_classes(std::int64_t c, std::int64_t n, A* block, A value) const {
+  void set_masked_classes(std::int64_t c, std::int64_t n, A value) const {
     for (std::int64_t i = 0; i < n; ++i) {
-      A* lane = block + i * lanes_;
+      A* lane = tile_ + i * lanes_;
       if (one_mask_) {
         if (!allowed(0, c + i)) std::fill(lane, lane + width_, value);
         continue;
@@ -483,33 +533,41 @@ class TileKernel {
     }
   }
 
-  // Exponentials relative to the maximum so far, which is kept for each block.
+  // Sums exponentials relative to the maximum so far. What the next tile reads is fetched meanwhile.
   void visit(std::int64_t c, std::int64_t n) {
-    A* kept = block_at(c);
-    const Block block = load(c, n, kept);
-    for (std::int64_t w = 0; w < width_; w += V::size()) {
-      const V before = V::loadu(max_ + w);
-      V max = before;
-      for (std::int64_t i = 0; i < n; ++i) max = larger(block.at(i, w), max);
+    const Block block = load(c, n);
+    A before[kLanes];
+    std::copy_n(max_, width_, before);
+    for_groups(n, [&](std::int64_t w, std::int64_t begin, std::int64_t end) {
+      V max = V::loadu(max_ + w);
+      for (auto i = begin; i < end; ++i) max = larger(block.at(i, w), max);
       max.store(max_ + w);
-      if (keeps_tile_) max.store(maxima_at(c) + w);
-      if (work_.label_smoothing != 0) smooth(c, n, block, w, max);
-      V sum = V::loadu(sum_ + w) * exp_of_negative(before - max);
-      for (std::int64_t i = 0; i < n; ++i) {
+    });
+    if (work_.label_smoothing != 0) for_lanes([&](std::int64_t w) { smooth(c, n, block, w); });
+    for_lanes([&](std::int64_t w) {
+      (V::loadu(sum_ + w) * exp_of_negative(V::loadu(before + w) - V::loadu(max_ + w))).store(sum_ + w);
+    });
+    const T* next = work_.logits + part_[0].offsets[0] + c * work_.logits_stride + lanes_ * stride_[0];
+    const auto next_stride = work_.logits_stride == 1 ? lanes_ : work_.logits_stride;
+    const bool keeps = mode == CrossEntropyMode::ForwardGrad && keeps_tile_;
+    for_groups(n, [&](std::int64_t w, std::int64_t begin, std::int64_t end) {
+      const V max = V::loadu(max_ + w);
+      V sum = V::loadu(sum_ + w);
+      for (auto i = begin; i < end; ++i) {
+        __builtin_prefetch(next + i * next_stride + w, 0, 2);
         const V e = exp_of_negative(block.at(i, w) - max);
-        if (keeps_tile_) e.store(kept + i * lanes_ + w);
+        if (keeps) e.store(tile_ + i * lanes_ + w);
         sum = sum + e;
       }
       sum.store(sum_ + w);
-    }
+    });
   }
 
   // Adds a block's part of what label smoothing sums, shifted by the maximum so that large logits lose no digits.
-  void smooth(std::int64_t c, std::int64_t n, const Block& block, std::int64_t w, V max) {
+  void smooth(std::int64_t c, std::int64_t n, const Block& block, std::int64_t w) {
     A logits[V::size()] = {}, weights[V::size()] = {};
     std::int64_t classes[V::size()] = {};
-    A shift[V::size()];
-    max.store(shift);
+    const A* shift = max_ + w;
     for (std::int64_t i = 0; i < n; ++i) {
       const A weight = work_.weight == nullptr ? A(1) : work_.weight[c + i];
       const A* lane = block.data + i * block.stride + w;
@@ -527,125 +585,133 @@ class TileKernel {
     }
   }
 
-  // The loss of each row, and the factors that its gradient is made with.
-  void conclude() {
-    A log_sum[kLanes], target_probability[kLanes];
-    for (std::int64_t w = 0; any_kept_ && w < width_; w += V::size()) {
-      const V max = V::loadu(max_ + w);
-      const V sum = V::loadu(sum_ + w);
-      sum.log().store(log_sum + w);
-      (exp_of_negative(V::loadu(target_logit_ + w) - max) / sum).store(target_probability + w);
-    }
-    for (std::int64_t w = 0; w < width_; ++w) {
-      const auto r = first_ + w;
-      if (!kept_[w]) {
-        scale_[w] = smoothed_[w] = 0;
-        if (w < count_ && mode != CrossEntropyMode::Backward) work_.loss[r] = 0;
-        if (w < count_ && mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r] = {0, 1};
-        continue;
-      }
-      if (mode == CrossEntropyMode::Backward && work_.label_smoothing != 0) sum_weights(w);
-      const CrossEntropyRow<A> row{work_.coefficient[r], target_weight_[w], work_.label_smoothing, work_.z_loss,
-                                   smoothing_[w]};
-      const Softmax<A> softmax{max_[w], sum_[w]};
-      if constexpr (mode != CrossEntropyMode::Backward) {
-        work_.loss[r] = cross_entropy_loss(row, softmax, log_sum[w], target_logit_[w], target_allowed_[w]);
-        if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r] = softmax;
-      }
-      if constexpr (mode != CrossEntropyMode::Forward) {
-        const auto terms = cross_entropy_gradient(row, softmax.max + log_sum[w]);
-        scale_[w] = terms.probability / softmax.sum;
-        smoothed_[w] = terms.smoothing;
-        target_gradient_[w] = target_gradient(terms, target_probability[w], target_weight_[w]);
-      }
-    }
-  }
-
   void sum_weights(std::int64_t w) {
     for (std::int64_t c = 0; c < work_.classes; ++c) {
       if (allowed(w, c)) add(smoothing_[w], {0, work_.weight == nullptr ? 1.0 : double(work_.weight[c]), 1});
     }
   }
 
-  // Exponentials become gradients, and go where they belong.
-  void finish(std::int64_t c, std::int64_t n) {
-    A* block = block_at(c);
-    if (!any_kept_) {
-      std::fill(block, block + n * lanes_, A(0));
-      return store_block(c, n, block);
+  // The loss of each row, and the factors that its gradient is made with. `plain`: there is neither label smoothing nor
+  // a class mask; what is left are vector instructions.
+  template <bool plain>
+  void conclude() {
+    if (mode == CrossEntropyMode::Backward && work_.label_smoothing != 0) {
+      for (std::int64_t w = 0; w < count_; ++w) sum_weights(w);
     }
-    const Block from = keeps_tile_ ? Block{block, lanes_} : load(c, n, block);
-    for (std::int64_t w = 0; w < width_; w += V::size()) {
-      const V max = V::loadu(max_ + w), smoothed = V::loadu(smoothed_ + w);
-      V scale = V::loadu(scale_ + w);
-      if (keeps_tile_) scale = scale * exp_of_negative(V::loadu(maxima_at(c) + w) - max);
-      for (std::int64_t i = 0; i < n; ++i) {
-        const V e = keeps_tile_ ? from.at(i, w) : exp_of_negative(from.at(i, w) - max);
-        const V weight(work_.weight == nullptr ? A(1) : work_.weight[c + i]);
-        (e * scale - smoothed * weight).store(block + i * lanes_ + w);
+    for_lanes([&](std::int64_t w) { V::loadu(sum_ + w).log().store(log_sum_ + w); });
+    const A label_smoothing = plain ? A(0) : work_.label_smoothing, z_loss = work_.z_loss;
+    for (std::int64_t w = 0; w < width_; ++w) {
+      const CrossEntropyRow<A> row{coefficient_[w], target_weight_[w], label_smoothing, z_loss,
+                                   plain ? Smoothing() : smoothing_[w]};
+      const Softmax<A> softmax{max_[w], sum_[w]};
+      if constexpr (mode != CrossEntropyMode::Backward) {
+        const A loss = cross_entropy_loss(row, softmax, log_sum_[w], target_logit_[w], plain || target_allowed_[w]);
+        loss_[w] = kept_[w] ? loss : A(0);
+      }
+      if constexpr (mode != CrossEntropyMode::Forward) {
+        const auto terms = cross_entropy_gradient(row, softmax.max + log_sum_[w]);
+        scale_[w] = terms.probability / softmax.sum;
+        smoothed_[w] = terms.smoothing;
+        target_gradient_[w] = terms.target;
       }
     }
-    if (work_.class_mask != nullptr) set_masked_classes(c, n, block, 0);
-    for (std::int64_t w = 0; w < count_; ++w) {
-      const auto i = target_[w] - c;
-      if (i >= 0 && i < n && target_allowed_[w]) block[i * lanes_ + w] = target_gradient_[w];
-    }
-    store_block(c, n, block);
   }
 
-  void store_block(std::int64_t c, std::int64_t n, const A* block) {
+  void write_results() {
+    if (mode != CrossEntropyMode::Backward) {
+      if (!any_kept_) std::fill(loss_, loss_ + count_, A(0));
+      std::copy_n(loss_, count_, work_.loss + planned_);
+    }
+    if (mode != CrossEntropyMode::Forward || work_.softmax == nullptr) return;
+    for (std::int64_t w = 0; w < count_; ++w) {
+      work_.softmax[first_ + w] = kept_[w] ? Softmax<A>{max_[w], sum_[w]} : Softmax<A>{0, 1};
+    }
+  }
+
+  // Exponentials become gradients, and go where they belong.
+  void finish(std::int64_t c, std::int64_t n) {
+    if (!any_kept_) {
+      std::fill(tile_, tile_ + n * lanes_, A(0));
+      return store_block(c, n);
+    }
+    for (std::int64_t w = 0; w < width_; ++w) target_class_[w] = static_cast<A>(target_[w] - c);
+    const Block from = keeps_tile_ ? Block{tile_, lanes_} : load(c, n);
+    if (keeps_tile_ && parts_ == 1 && stride_[1] == 1 && work_.class_mask == nullptr) {
+      T* out = work_.gradient + part_[0].offsets[1];
+      for (std::int64_t i = 0; i < n; ++i) {
+        const auto gradient = gradient_of(c, i, from);
+        store_row(out + i * work_.gradient_stride, count_, [&](auto w, auto) { return gradient(w); });
+      }
+      return;
+    }
+    for (std::int64_t i = 0; i < n; ++i) {
+      const auto gradient = gradient_of(c, i, from);
+      for_lanes([&](std::int64_t w) { gradient(w).store(tile_ + i * lanes_ + w); });
+    }
+    if (work_.class_mask != nullptr) set_masked_classes(c, n, A(0));
+    store_block(c, n);
+  }
+
+  // -> gradient(lane) of class c + i, for any lane, as what is written may begin within a vector
+  auto gradient_of(std::int64_t c, std::int64_t i, const Block& from) const {
+    const V weight(work_.weight == nullptr ? A(1) : work_.weight[c + i]), index(static_cast<A>(i));
+    return [=, this, smooths = work_.label_smoothing != 0, keeps = keeps_tile_, masks = any_masked_](std::int64_t w) {
+      const V x = from.at(i, w), e = keeps ? x : exp_of_negative(x - V::loadu(max_ + w));
+      V gradient = e * V::loadu(scale_ + w);
+      if (smooths) gradient = gradient - V::loadu(smoothed_ + w) * weight;
+      gradient = less_where_equal(gradient, V::loadu(target_class_ + w), index, V::loadu(target_gradient_ + w));
+      return masks ? select(kept_ + w, gradient, V(0)) : gradient;
+    };
+  }
+
+  void store_block(std::int64_t c, std::int64_t n) {
     for (int p = 0; p < parts_; ++p) {
       const auto& part = part_[p];
       T* out = work_.gradient + part.offsets[1] + c * work_.gradient_stride;
-      const A* lanes = block + part.lane;
+      const A* lane = tile_ + part.lane;
       if (stride_[1] == 1 || part.count == 1) {
-        for (std::int64_t i = 0; i < n; ++i, out += work_.gradient_stride, lanes += lanes_) {
-          past_cache_ ? store_row<true>(out, lanes, part.count) : store_row<false>(out, lanes, part.count);
-        }
+        for (std::int64_t i = 0; i < n; ++i) store_from(lane + i * lanes_, out + i * work_.gradient_stride, part.count);
       } else if (work_.gradient_stride == 1) {
-        store_transposed(out, lanes, part.count, n);
+        transpose(lane, lanes_, stage_, n, n, part.count);
+        for_rows(part.count, n, stride_[1],
+                 [&](auto to, auto from, auto elements) { store_from(stage_ + from, out + to, elements); });
       } else {
         for (std::int64_t i = 0; i < n; ++i) {
           for (std::int64_t w = 0; w < part.count; ++w) {
-            out[i * work_.gradient_stride + w * stride_[1]] = static_cast<T>(lanes[i * lanes_ + w]);
+            out[i * work_.gradient_stride + w * stride_[1]] = static_cast<T>(lane[i * lanes_ + w]);
           }
         }
       }
     }
   }
 
-  template <bool past_cache>
-  static void store_row(T* out, const A* from, std::int64_t n) {
-    store_vectors<past_cache, A>(out, n, [&](std::int64_t i, std::int64_t lanes) { return V::loadu(from + i, lanes); });
+  template <class Value>
+  void store_row(T* out, std::int64_t n, const Value& value) const {
+    past_cache_ ? store_vectors<true, A>(out, n, value) : store_vectors<false, A>(out, n, value);
   }
 
-  void store_transposed(T* out, const A* lanes, std::int64_t count, std::int64_t n) {
-    if constexpr (std::is_same_v<T, A>) {
-      transpose(lanes, lanes_, out, stride_[1], n, count);
-    } else {
-      transpose(lanes, lanes_, stage_, kTileBlock, n, count);
-      for (std::int64_t w = 0; w < count; ++w) store_row<false>(out + w * stride_[1], stage_ + w * kTileBlock, n);
-    }
+  void store_from(const A* from, T* out, std::int64_t n) const {
+    store_row(out, n, [from](std::int64_t i, std::int64_t) { return V::loadu(from + i); });
   }
 
   const CrossEntropyWork<T, A>& work_;
-  const std::int64_t lanes_;
-  const bool keeps_tile_;  // the exponentials of all classes, which are made anew otherwise
+  const std::int64_t lanes_, block_;
+  const bool keeps_tile_;  // as exponentials, which are made anew otherwise
   const bool past_cache_;
   std::array<std::int64_t, 3> stride_;              // between lanes of a part
   std::int64_t inner_;                              // rows that are one step apart
   std::int64_t first_ = 0, count_ = 0, width_ = 0;  // rows of this tile, and the same in whole vectors
-  A* tile_;
-  A* maxima_ = nullptr;  // [blocks, lanes]
+  std::int64_t planned_ = 0;                        // where the plan has them
+  A *tile_, *stage_;                                // a block; and transposed, [lanes, classes]
   int parts_ = 0;
   Part part_[kLanes];
   bool any_kept_ = false, any_masked_ = false, one_mask_ = false;
   std::int64_t target_[kLanes], mask_offset_[kLanes];
-  bool kept_[kLanes], target_allowed_[kLanes];
+  bool kept_[kPadded], target_allowed_[kLanes];
   Smoothing smoothing_[kLanes];
-  A max_[kLanes], sum_[kLanes], scale_[kLanes], smoothed_[kLanes];
-  A target_logit_[kLanes], target_weight_[kLanes], target_gradient_[kLanes];
-  A stage_[std::is_same_v<T, A> ? 1 : kTransposedLanes * kTileBlock];
+  alignas(64) A coefficient_[kLanes], target_weight_[kLanes], target_logit_[kLanes];
+  alignas(64) A sum_[kLanes], log_sum_[kLanes], loss_[kLanes];
+  alignas(64) A max_[kPadded], scale_[kPadded], smoothed_[kPadded], target_class_[kPadded], target_gradient_[kPadded];
 };
 
 template <class T, class A>
@@ -660,11 +726,6 @@ template <class A>
 std::int64_t blocks_size(std::int64_t classes) {
   const auto blocks = (classes + kBlock - 1) / kBlock;
   return (blocks * static_cast<std::int64_t>(sizeof(CrossEntropyBlock<A>)) + 63) / 64 * (64 / sizeof(A));
-}
-
-template <class A>
-A* next_line(A* scratch) {
-  return reinterpret_cast<A*>((reinterpret_cast<std::uintptr_t>(scratch) + 63) / 64 * 64);
 }
 
 // Calls run(constant) with the mode as a constant.
@@ -688,7 +749,7 @@ void run(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode, std::int64_t
       auto* blocks = reinterpret_cast<CrossEntropyBlock<A>*>(aligned);
       A* row = Kernel::keeps_row(work) ? aligned + blocks_size<A>(work.classes) : nullptr;
       for (auto r = begin; r < end; ++r) {
-        const Kernel kernel(work, r, row);
+        const Kernel kernel(work, begin, r, row);
         if (m() != CrossEntropyMode::Backward) kernel.visit(0, count, blocks);
         kernel.finish(0, count, blocks, kernel.conclude(blocks));
       }
@@ -716,19 +777,19 @@ std::int64_t rows_at_once(const CrossEntropyWork<T, A>& work) {
 template <class T, class A>
 void visit(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode, std::int64_t row, std::int64_t begin,
            std::int64_t end, CrossEntropyBlock<A>* blocks) {
-  with_mode(mode, [&](auto m) { RowKernel<T, A, m()>(work, row, nullptr).visit(begin, end, blocks); });
+  with_mode(mode, [&](auto m) { RowKernel<T, A, m()>(work, 0, row, nullptr).visit(begin, end, blocks); });
 }
 
 template <class T, class A>
 CrossEntropyEnd<A> conclude(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode, std::int64_t row,
                             const CrossEntropyBlock<A>* blocks) {
-  return with_mode(mode, [&](auto m) { return RowKernel<T, A, m()>(work, row, nullptr).conclude(blocks); });
+  return with_mode(mode, [&](auto m) { return RowKernel<T, A, m()>(work, 0, row, nullptr).conclude(blocks); });
 }
 
 template <class T, class A>
 void finish(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode, std::int64_t row, std::int64_t begin,
             std::int64_t end, const CrossEntropyBlock<A>* blocks, const CrossEntropyEnd<A>& row_end) {
-  with_mode(mode, [&](auto m) { RowKernel<T, A, m()>(work, row, nullptr).finish(begin, end, blocks, row_end); });
+  with_mode(mode, [&](auto m) { RowKernel<T, A, m()>(work, 0, row, nullptr).finish(begin, end, blocks, row_end); });
   finish_stores();
 }
 

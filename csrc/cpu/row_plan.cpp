@@ -1,7 +1,5 @@
 #include "cpu/row_plan.h"
 
-#include <c10/util/SmallVector.h>
-
 #include "cpu/parallel.h"
 
 namespace masked_loss::cpu {
@@ -14,50 +12,73 @@ struct ChunkSum {
   std::int64_t kept = 0;    // rows
   std::int64_t first = -1;  // row with a target out of range
   std::int64_t index = 0;   // that target
+
+  template <class A>
+  void operator()(std::int64_t r, const Row<A>& row) {
+    if (row.state == RowState::OutOfRange) {
+      if (first < 0) first = r, index = row.index;
+      return;
+    }
+    weight += row.counted;  // nothing where it is masked
+    kept += row.state == RowState::Kept;
+  }
 };
 
-template <class A>
-Row<A> read_row(const RowView<A>& from, std::int64_t row) {
-  const auto offsets = from.rows.offsets(row);
-  return resolve_row(from.view, offsets[0], offsets[1], offsets[2], offsets[3]);
-}
-
+// Calls take(row, what it resolves to), row after row, and returns it, as std::for_each does.
 template <class A, class Take>
-ChunkSum read_chunk(const RowView<A>& from, std::int64_t begin, std::int64_t end, const Take& take) {
-  ChunkSum sum;
-  for (auto r = begin; r < end; ++r) {
-    const auto row = read_row(from, r);
-    if (row.state == RowState::OutOfRange) {
-      if (sum.first < 0) sum.first = r, sum.index = row.index;
-    } else if (row.state == RowState::Kept) {
-      sum.weight += row.counted;
-      ++sum.kept;
+C10_ALWAYS_INLINE Take resolve_rows(const RowArgumentsView<A>& view, const Rows<4>& rows, std::int64_t begin,
+                                    std::int64_t end, Take take) {
+  const auto inner = rows.dims == 0 ? 1 : rows.sizes[rows.dims - 1];
+  std::int64_t steps[4] = {};
+  for (int k = 0; k < 4 && rows.dims > 0; ++k) steps[k] = rows.strides[k][rows.dims - 1];
+  for (auto r = begin; r < end;) {
+    auto [target, mask, weight, class_mask] = rows.offsets(r);
+    for (const auto last = std::min(end, r + inner - r % inner); r < last; ++r) {
+      take(r, resolve_row(view, target, mask, weight, class_mask));
+      target += steps[0], mask += steps[1], weight += steps[2], class_mask += steps[3];
     }
-    take(r, row);
   }
-  return sum;
+  return take;
 }
 
-// Calls visit(chunk, begin, end) for chunks of `chunk` rows; small ones share a task.
-template <class Visit>
-void for_chunks(std::int64_t rows, std::int64_t chunk, const Visit& visit) {
-  if (rows == 0) return;
-  const auto chunks = divide_up(rows, chunk), together = std::max<std::int64_t>(1, kChunk / chunk);
-  run_tasks(divide_up(chunks, together), [&] {
-    return [&](std::int64_t task) {
-      const auto last = std::min(chunks, (task + 1) * together);
-      for (auto c = task * together; c < last; ++c) visit(c, c * chunk, std::min(rows, (c + 1) * chunk));
-    };
-  });
+// The same, where most calls get a shorter loop: their view holds constants.
+template <class A, class Take>
+Take read_rows(const RowView<A>& from, std::int64_t begin, std::int64_t end, const Take& take) {
+  const auto& view = from.view;
+  const bool weighted = view.sample_weight != nullptr || view.weight != nullptr;
+  if (weighted || view.class_mask != nullptr || view.target_bytes != 8 || view.ignored_count != 1 ||
+      view.mask_bytes > 1) {
+    return resolve_rows(view, from.rows, begin, end, take);
+  }
+  RowArgumentsView<A> usual{};
+  usual.target = view.target;
+  usual.target_bytes = 8;
+  usual.classes = view.classes;
+  usual.ignored[0] = view.ignored[0];
+  usual.ignored_count = 1;
+  if (view.mask == nullptr) return resolve_rows(usual, from.rows, begin, end, take);
+  usual.mask = view.mask;
+  usual.mask_bytes = 1;
+  return resolve_rows(usual, from.rows, begin, end, take);
 }
 
 using ChunkSums = c10::SmallVector<ChunkSum, 4>;
 
-template <class A, class Take>
-ChunkSums read_rows(const RowView<A>& from, std::int64_t chunk, const Take& take) {
+// The sums of chunks of `chunk` rows; small ones share a task.
+template <class A>
+ChunkSums read_chunks(const RowView<A>& from, std::int64_t chunk) {
   const auto rows = from.rows.count;
-  ChunkSums sums(rows == 0 ? 0 : divide_up(rows, chunk));
-  for_chunks(rows, chunk, [&](auto c, auto begin, auto end) { sums[c] = read_chunk(from, begin, end, take); });
+  if (rows == 0) return {};
+  const auto chunks = divide_up(rows, chunk), together = std::max<std::int64_t>(1, kChunk / chunk);
+  ChunkSums sums(chunks);
+  run_tasks(divide_up(chunks, together), [&] {
+    return [&](std::int64_t task) {
+      const auto last = std::min(chunks, (task + 1) * together);
+      for (auto c = task * together; c < last; ++c) {
+        sums[c] = read_rows(from, c * chunk, std::min(rows, (c + 1) * chunk), ChunkSum());
+      }
+    };
+  });
   for (const auto& sum : sums) {
     if (sum.first >= 0) throw_out_of_range(from.arguments, sum.first, sum.index, from.view.classes);
   }
@@ -67,19 +88,18 @@ ChunkSums read_rows(const RowView<A>& from, std::int64_t chunk, const Take& take
 }  // namespace
 
 template <class A>
-RowPlan<A> make_row_plan(const RowView<A>& from, Reduction reduction, const OptionalTensor& normalizer) {
+RowPlan<A>::RowPlan(const RowView<A>& from, Reduction reduction, const OptionalTensor& normalizer)
+    : from_(from), rows_each_(std::max<std::int64_t>(1, from.rows.count)) {
   const auto rows = from.rows.count;
-  RowPlan<A> plan(rows);
   // A sequence is a chunk where its own weight is needed.
   const bool by_sequence = reduction == Reduction::SequenceMean;
   const auto& target = from.arguments.target;
   const auto chunk = !by_sequence ? kChunk : target.dim() > 0 && rows > 0 ? rows / target.size(0) : 1;
-  const auto sums = read_rows(from, chunk, [&](std::int64_t r, const Row<A>& row) {
-    plan.index[r] = row.state == RowState::Kept ? row.index : -1;
-    plan.coefficient[r] = row.weight;
-  });
-  if (reduction == Reduction::None || reduction == Reduction::Sum) return plan;
-
+  const auto sums = read_chunks(from, chunk);
+  if (reduction == Reduction::None || reduction == Reduction::Sum) {
+    divisors_.push_back(1);
+    return;
+  }
   double total = 0;
   std::int64_t kept_chunks = 0;
   for (const auto& sum : sums) {
@@ -91,26 +111,39 @@ RowPlan<A> make_row_plan(const RowView<A>& from, Reduction reduction, const Opti
     divisor = normalizer->item<double>();
     check_normalizer_value(from.arguments.op, divisor);
   }
-  for_chunks(rows, chunk, [&](auto c, auto begin, auto end) {
-    const double by = by_sequence ? divisor * sums[c].weight : divisor;
-    for (auto r = begin; r < end; ++r) {
-      if (by == 0) plan.index[r] = -1;  // a divisor of 0 gives 0: its rows are dropped
-      plan.coefficient[r] = static_cast<A>(plan.coefficient[r] / by);
-    }
+  if (by_sequence) {
+    rows_each_ = chunk;
+    for (const auto& sum : sums) divisors_.push_back(divisor * sum.weight);
+  } else {
+    divisors_.push_back(divisor);
+  }
+}
+
+template <class A>
+void RowPlan<A>::operator()(std::int64_t begin, std::int64_t end, std::int64_t* index, A* coefficient) const {
+  read_rows(from_, begin, end, [=](std::int64_t r, const Row<A>& row) {
+    index[r - begin] = row.state == RowState::Kept ? row.index : -1;
+    coefficient[r - begin] = row.weight;
   });
-  return plan;
+  for (auto r = begin; r < end;) {
+    const auto last = std::min(end, (r / rows_each_ + 1) * rows_each_);
+    const double by = divisors_[r / rows_each_];
+    // A divisor of 0 gives 0: its rows are dropped.
+    if (by == 0) std::fill(index + (r - begin), index + (last - begin), -1);
+    for (; by != 1 && r < last; ++r) coefficient[r - begin] = static_cast<A>(coefficient[r - begin] / by);
+    r = last;
+  }
 }
 
 template <class A>
 double sum_of_weights(const RowView<A>& from) {
-  const auto sums = read_rows(from, kChunk, [](std::int64_t, const Row<A>&) {});
   double total = 0;
-  for (const auto& sum : sums) total += sum.weight;
+  for (const auto& sum : read_chunks(from, kChunk)) total += sum.weight;
   return total;
 }
 
-template RowPlan<float> make_row_plan(const RowView<float>&, Reduction, const OptionalTensor&);
-template RowPlan<double> make_row_plan(const RowView<double>&, Reduction, const OptionalTensor&);
+template class RowPlan<float>;
+template class RowPlan<double>;
 template double sum_of_weights(const RowView<float>&);
 template double sum_of_weights(const RowView<double>&);
 

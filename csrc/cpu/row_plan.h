@@ -1,23 +1,27 @@
 #pragma once
 
-#include <c10/util/SmallBuffer.h>
+#include <c10/util/SmallVector.h>
 
 #include "common/row_view.h"
 
 namespace masked_loss::cpu {
 
-// What every kernel over rows of classes is given of the mask and the weights.
+// What every kernel over rows of classes is given of the mask and the weights. Rows are planned where they are needed:
+// a list of all of them would cost more to write and to read than the targets and masks that it is made from.
 template <class A>
-struct RowPlan {
-  explicit RowPlan(std::int64_t rows) : index(rows), coefficient(rows) {}
+class RowPlan {
+ public:
+  // Throws an IndexError for the first kept target that is out of range. A is float or double; refers to `from`.
+  RowPlan(const RowView<A>& from, Reduction reduction, const OptionalTensor& normalizer);
 
-  c10::SmallBuffer<std::int64_t, 64> index;  // the target of a kept row, -1 of a masked one
-  c10::SmallBuffer<A, 64> coefficient;       // sample weight x reduction
+  // Of rows [begin, end): the target of a kept one, -1 of a masked one; and sample weight x reduction.
+  void operator()(std::int64_t begin, std::int64_t end, std::int64_t* index, A* coefficient) const;
+
+ private:
+  const RowView<A>& from_;
+  std::int64_t rows_each_;                     // of a divisor
+  c10::SmallVector<double, 4> divisors_ = {};  // one, or one for each sequence
 };
-
-// Throws an IndexError for the first kept target that is out of range. A is float or double.
-template <class A>
-RowPlan<A> make_row_plan(const RowView<A>& from, Reduction reduction, const OptionalTensor& normalizer);
 
 // The sum of the kept weights.
 template <class A>

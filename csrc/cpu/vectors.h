@@ -196,6 +196,15 @@ inline std::int64_t count_nonzero(const std::uint8_t* bytes, std::int64_t n) {
   return count;
 }
 
+// v - term in the lanes where a equals b, else v.
+template <class A>
+Vectorized<A> less_where_equal(Vectorized<A> v, Vectorized<A> a, Vectorized<A> b, Vectorized<A> term) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<A, float>) return _mm512_mask_sub_ps(v, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), v, term);
+#endif
+  return v - ((a == b) & term);
+}
+
 // Where a whole vector goes: through the cache, or past it, to memory that is not read again soon. Memory that is
 // written through the cache is read first.
 template <bool past_cache, class T>
@@ -281,6 +290,46 @@ void store_vectors(T* out, std::int64_t n, const Value& value) {
   if (i < n) store_part(i, n - i);
 }
 
+#if defined(CPU_CAPABILITY_AVX512)
+// The same for up to 16 rows and columns, within registers: ATen's has its vectors in memory.
+inline void transpose_16(const float* in, std::int64_t in_stride, float* out, std::int64_t out_stride,
+                         std::int64_t rows, std::int64_t columns) {
+  const auto first = [](std::int64_t n) { return static_cast<__mmask16>((1u << n) - 1); };
+  const auto of_row = first(columns), of_column = first(rows);
+  __m512 x[16], y[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) x[r] = _mm512_maskz_loadu_ps(r < rows ? of_row : 0, in + r * in_stride);
+#pragma GCC unroll 8
+  for (int r = 0; r < 16; r += 2) {
+    y[r] = _mm512_unpacklo_ps(x[r], x[r + 1]);
+    y[r + 1] = _mm512_unpackhi_ps(x[r], x[r + 1]);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 16; r += 4) {
+    for (int k = 0; k < 2; ++k) {
+      const auto a = _mm512_castps_pd(y[r + k]), b = _mm512_castps_pd(y[r + k + 2]);
+      x[r + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+      x[r + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+  }
+  // Now a lane of 128 bits of x[4 a + c % 4] has rows 4 a to 4 a + 3 of column c; these lanes are put together.
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const auto even0 = _mm512_shuffle_f32x4(x[c], x[c + 4], 0x88), odd0 = _mm512_shuffle_f32x4(x[c], x[c + 4], 0xdd);
+    const auto even1 = _mm512_shuffle_f32x4(x[c + 8], x[c + 12], 0x88);
+    const auto odd1 = _mm512_shuffle_f32x4(x[c + 8], x[c + 12], 0xdd);
+    y[c] = _mm512_shuffle_f32x4(even0, even1, 0x88);
+    y[c + 4] = _mm512_shuffle_f32x4(odd0, odd1, 0x88);
+    y[c + 8] = _mm512_shuffle_f32x4(even0, even1, 0xdd);
+    y[c + 12] = _mm512_shuffle_f32x4(odd0, odd1, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < 16; ++c) {
+    if (c < columns) _mm512_mask_storeu_ps(out + c * out_stride, of_column, y[c]);
+  }
+}
+#endif
+
 // out[c * out_stride + r] = in[r * in_stride + c]
 template <class A>
 void transpose(const A* in, std::int64_t in_stride, A* out, std::int64_t out_stride, std::int64_t rows,
@@ -288,7 +337,13 @@ void transpose(const A* in, std::int64_t in_stride, A* out, std::int64_t out_str
   std::int64_t r = 0;
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<A, float>) {
-    return at::vec::transpose_mxn<float>(in, in_stride, out, out_stride, rows, columns);
+    for (; r < rows; r += 16) {
+      for (std::int64_t c = 0; c < columns; c += 16) {
+        transpose_16(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride,
+                     std::min<std::int64_t>(16, rows - r), std::min<std::int64_t>(16, columns - c));
+      }
+    }
+    return;
   }
 #elif defined(CPU_CAPABILITY_AVX2)
   if constexpr (std::is_same_v<A, float>) {

@@ -15,7 +15,8 @@ SHAPES = [
     (601, 4001),  # stored past the cache, rows that begin anywhere in a cache line
     (3, 40000),  # threads share each row
     (5, 21, 40, 30),  # classes apart in memory, exponentials kept
-    (2, 700, 600),  # classes apart in memory, exponentials made twice; past the cache where there are lanes enough
+    (2, 700, 600),  # the same, in fewer lanes
+    (2, 2100, 600),  # classes apart in memory, exponentials made twice; past the cache
     (3, 9, 5),  # lanes of several parts
 ]
 
