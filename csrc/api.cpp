@@ -2,6 +2,7 @@
 
 #include "common/ops.h"
 #include "common/pointwise_ops.h"
+#include "common/softmax_ops.h"
 
 namespace masked_loss {
 
@@ -64,6 +65,18 @@ Tensor gaussian_nll_loss(const Tensor& input, const Tensor& target, const Tensor
 Tensor sigmoid_focal_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                           const SigmoidFocalLossOptions& options) {
   return call<PointwiseOp<SigmoidFocalLoss>>(input, target, mask, options);
+}
+
+Tensor softmax(const Tensor& input, const OptionalTensor& mask, const SoftmaxOptions& options) {
+  return call<SoftmaxOp<SoftmaxKind::Softmax>>(input, mask, options);
+}
+
+Tensor log_softmax(const Tensor& input, const OptionalTensor& mask, const SoftmaxOptions& options) {
+  return call<SoftmaxOp<SoftmaxKind::LogSoftmax>>(input, mask, options);
+}
+
+Tensor logsumexp(const Tensor& input, const OptionalTensor& mask, const LogsumexpOptions& options) {
+  return call<Logsumexp>(input, mask, options);
 }
 
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& value) {

@@ -7,6 +7,7 @@
 #include <ATen/functorch/BatchedTensorImpl.h>
 #include <ATen/ops/result_type.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string_view>
 
@@ -415,6 +416,74 @@ void check_memory_overlap(const Tensor& input, const Tensor& mask) {
 
 Tensor broadcast_to_mask(const Tensor& input, const Tensor& mask) {
   return input.expand_symint(at::infer_size_symdimvector(input.sym_sizes(), mask.sym_sizes()));
+}
+
+namespace {
+
+// Dimensions as numbers that are not negative; none: all. A 0-d tensor has one, as in torch.
+at::DimVector wrapped_dims(const char* op, at::IntArrayRef dim, std::int64_t rank) {
+  const auto dims = std::max<std::int64_t>(rank, 1);
+  at::DimVector result;
+  for (const auto d : dim) {
+    TORCH_CHECK_INDEX(d >= -dims && d < dims, op, ": expected dim in [", -dims, ", ", dims - 1, "], got ", d);
+    const auto wrapped = d < 0 ? d + dims : d;
+    TORCH_CHECK(std::find(result.begin(), result.end(), wrapped) == result.end(), op,
+                ": expected dim to name each dimension once, got ", dim);
+    result.push_back(wrapped);
+  }
+  for (std::int64_t d = 0; dim.empty() && d < dims; ++d) result.push_back(d);
+  return result;
+}
+
+void check_kept(const char* op, const Tensor& input, const OptionalTensor& mask) {
+  check_layout(op, "input", input);
+  if (!mask) return;
+  check_beside(op, "mask", *mask, "input", input);
+  check_mask_dtype(op, "mask", *mask, "; what is added to the logits is no mask");
+  check_trailing(op, "mask", "input", input.sym_sizes(), mask->sym_sizes());
+}
+
+// As torch's softmax and logsumexp under autocast: in float32, but on the CPU.
+at::ScalarType softmax_type(const char* op, const Tensor& input, std::optional<at::ScalarType> dtype) {
+  if (dtype) return *dtype;
+  const auto type = input.scalar_type();
+  // torch's logsumexp alone takes integers.
+  if (std::string_view(op) == Logsumexp::op && at::isIntegralType(type, /*includeBool=*/true)) {
+    return at::get_default_dtype_as_scalartype();
+  }
+  return input.is_cpu() ? type : result_type(input);
+}
+
+}  // namespace
+
+at::DimVector check_softmax(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                            bool causal) {
+  check_kept(op, input, mask);
+  check_floating(op, "input", input);
+  const auto dims = wrapped_dims(op, dim, input.dim());
+  TORCH_CHECK(!causal || input.dim() >= 2, op, ": expected input of rank 2 or more with causal, got shape ",
+              input.sym_sizes());
+  TORCH_CHECK_VALUE(!causal || (dims.size() == 1 && dims[0] == input.dim() - 1), op,
+                    ": expected dim to be the last one with causal, got ", dim);
+  return dims;
+}
+
+void check_softmax_grad(const char* op, const Tensor& grad, const Tensor& result) {
+  check_beside(op, "grad", grad, "result", result);
+  TORCH_CHECK(grad.sizes() == result.sizes() && grad.scalar_type() == result.scalar_type(), op,
+              ": expected grad of the result's shape and dtype, ", result.sizes(), " ", result.scalar_type(), ", got ",
+              grad.sizes(), " ", grad.scalar_type());
+}
+
+Tensor resolve_softmax(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                       bool causal, std::optional<at::ScalarType> dtype) {
+  check_layout(op, "input", input);
+  TORCH_CHECK_TYPE(!input.is_complex(), op, ": expected real input, got ", input.scalar_type());
+  TORCH_CHECK_TYPE(!dtype || at::isFloatingType(*dtype), op, ": expected a floating dtype, got ",
+                   dtype.value_or(at::kFloat));
+  const auto converted = input.to(softmax_type(op, input, dtype));
+  check_softmax(op, converted, mask, dim, causal);
+  return converted;
 }
 
 void check_integers(const char* op, const char* name, const Tensor& tensor) {

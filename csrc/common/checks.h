@@ -2,6 +2,7 @@
 
 #include "ops.h"
 #include "pointwise_ops.h"
+#include "softmax_ops.h"
 
 namespace masked_loss {
 
@@ -51,6 +52,15 @@ void check_pointwise(const Tensor& input, const Tensor& target, const OptionalTe
 
 [[noreturn]] void throw_out_of_range(const RowArguments& arguments, std::int64_t row, std::int64_t index,
                                      std::int64_t classes);
+
+// Checks a call of softmax, log_softmax or logsumexp, and gives its input in the dtype that it is computed in.
+Tensor resolve_softmax(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                       bool causal, std::optional<at::ScalarType> dtype);
+
+// Of the inner ops: gives the dimensions as numbers that are not negative, of no dimension all.
+at::DimVector check_softmax(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                            bool causal);
+void check_softmax_grad(const char* op, const Tensor& grad, const Tensor& result);
 
 // The value of masked_fill is a number or a tensor.
 inline const Tensor* tensor_or_null(const Tensor& value) { return &value; }

@@ -19,6 +19,11 @@ Tensor none_of(const Tensor& tokens, at::IntArrayRef ids) {
   return result.defined() ? result : at::ones_like(tokens, tokens.options().dtype(at::kBool));
 }
 
+Tensor not_after(const c10::SymInt& queries, const c10::SymInt& keys, const at::TensorOptions& options) {
+  const auto integers = options.dtype(at::kLong);
+  return at::arange(keys, integers).le(at::arange(queries, integers).unsqueeze(-1));
+}
+
 namespace {
 
 Tensor sequence_mask(const Tensor& lengths, c10::SymInt maxlen, std::string_view padding_side) {
@@ -37,8 +42,7 @@ Tensor causal_mask(c10::SymInt query_len, std::optional<c10::SymInt> key_len, st
   const auto keys = key_len.value_or(query_len);
   check_not_negative(op, "query_len", query_len);
   check_not_negative(op, "key_len", keys);
-  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
-  return at::arange(keys, options).le(at::arange(query_len, options).unsqueeze(-1));
+  return not_after(query_len, keys, at::TensorOptions().device(device));
 }
 
 Tensor mask_from_ids(const Tensor& tokens, at::IntArrayRef ids) {

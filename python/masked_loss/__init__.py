@@ -21,6 +21,8 @@ from .functional import (
     huber_loss,
     kl_div,
     l1_loss,
+    log_softmax,
+    logsumexp,
     loss_normalizer,
     masked_fill,
     masked_fill_,
@@ -28,6 +30,7 @@ from .functional import (
     poisson_nll_loss,
     sigmoid_focal_loss,
     smooth_l1_loss,
+    softmax,
 )
 from .masks import causal_mask, mask_from_ids, sequence_mask
 from .modules import (
@@ -69,6 +72,8 @@ __all__ = [
     "huber_loss",
     "kl_div",
     "l1_loss",
+    "log_softmax",
+    "logsumexp",
     "loss_normalizer",
     "mask_from_ids",
     "masked_fill",
@@ -78,4 +83,5 @@ __all__ = [
     "sequence_mask",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
+    "softmax",
 ]

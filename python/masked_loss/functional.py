@@ -23,6 +23,7 @@ from .pointwise import (
     sigmoid_focal_loss,
     smooth_l1_loss,
 )
+from .softmaxes import log_softmax, logsumexp, softmax
 
 __all__ = [
     "binary_cross_entropy",
@@ -33,6 +34,8 @@ __all__ = [
     "huber_loss",
     "kl_div",
     "l1_loss",
+    "log_softmax",
+    "logsumexp",
     "loss_normalizer",
     "masked_fill",
     "masked_fill_",
@@ -40,6 +43,7 @@ __all__ = [
     "poisson_nll_loss",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
+    "softmax",
 ]
 
 

@@ -82,6 +82,20 @@ Tensor gaussian_nll_loss(const Tensor& input, const Tensor& target, const Tensor
       input, target, var, mask, {static_cast<masked_loss::Reduction>(reduction), full, eps, sample_weight, normalizer});
 }
 
+using Softmax = Tensor (*)(const Tensor&, const OptionalTensor&, const masked_loss::SoftmaxOptions&);
+
+auto softmax(Softmax function) {
+  return [function](const Tensor& input, const OptionalTensor& mask, std::int64_t dim, bool causal,
+                    std::optional<at::ScalarType> dtype) {
+    return function(input, mask, {.dim = dim, .causal = causal, .dtype = dtype});
+  };
+}
+
+Tensor logsumexp(const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim, bool keepdim,
+                 bool causal, std::optional<at::ScalarType> dtype) {
+  return masked_loss::logsumexp(input, mask, {.dim = dim, .keepdim = keepdim, .causal = causal, .dtype = dtype});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -111,6 +125,9 @@ PYBIND11_MODULE(_C, m) {
   def_loss("sigmoid_focal_loss", pointwise<double, double>(ml::sigmoid_focal_loss), "alpha", "gamma");
   def("gaussian_nll_loss", gaussian_nll_loss, "input", "target", "var", "mask", "reduction", "full", "eps",
       "sample_weight", "normalizer");
+  def("softmax", softmax(ml::softmax), "input", "mask", "dim", "causal", "dtype");
+  def("log_softmax", softmax(ml::log_softmax), "input", "mask", "dim", "causal", "dtype");
+  def("logsumexp", logsumexp, "input", "mask", "dim", "keepdim", "causal", "dtype");
   def("masked_fill", masked_fill, "input", "mask", "value");
   def("masked_fill_", masked_fill_, "input", "mask", "value");
 }

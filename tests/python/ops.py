@@ -6,7 +6,7 @@ An op joins by one row: it is differentiated, batched, compiled, exported, scrip
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Any, List, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -230,6 +230,53 @@ def pointwise_op(
     )
 
 
+def finite(result: Tensor) -> Tensor:
+    """0 where it is -inf, which finite differences do not know."""
+    return result.masked_fill(result == float("-inf"), 0.0)
+
+
+def finite_log_softmax(input: Tensor, mask: Optional[Tensor] = None, dim: int = -1, causal: bool = False) -> Tensor:
+    return finite(masked_loss.log_softmax(input, mask, dim, causal=causal))
+
+
+def finite_logsumexp(
+    input: Tensor,
+    mask: Optional[Tensor] = None,
+    dim: Union[int, List[int]] = -1,
+    keepdim: bool = False,
+    causal: bool = False,
+) -> Tensor:
+    return finite(masked_loss.logsumexp(input, mask, dim, keepdim=keepdim, causal=causal))
+
+
+def composed(function: Callable[..., Tensor], outside: float = 0.0) -> Callable[..., Tensor]:
+    """torch's function of what is filled with -inf, and `outside` where a slice, or an element, is masked."""
+
+    def reference(input: Tensor, mask: Tensor, dim: Any = -1, causal: bool = False, **options: Any) -> Tensor:
+        kept = (mask != 0).expand(input.shape)
+        if causal:
+            kept = kept & causal_mask(*input.shape[-2:])
+        some = kept
+        for d in dim if isinstance(dim, list) else [dim]:
+            some = some.any(d, keepdim=True)
+        filled = torch.where(kept, input, torch.where(some, -torch.inf, 0.0))
+        result = function(filled, dim, **options)
+        shown = kept if result.shape == input.shape else some.view(result.shape)
+        return torch.where(shown, result, outside)
+
+    return reference
+
+
+def softmax_samples() -> dict[str, Callable[[int], Arguments]]:
+    return {
+        "mask": lambda size: dict(input=leaf(torch.randn(size, T, C)), mask=keep(size, T, C)),
+        "padding, causal": lambda size: dict(
+            input=leaf(torch.randn(size, T, C)), mask=keep(size, 1, C).long(), causal=True
+        ),
+        "inner": lambda size: dict(input=leaf(torch.randn(size, T, C)), mask=keep(size, 1, 1), dim=1),
+    }
+
+
 def loss_normalizer(target: Tensor, mask: Optional[Tensor] = None, **options: Any) -> Tensor:
     return reference.loss_normalizer(target, C, mask, **options).float()
 
@@ -312,6 +359,37 @@ OPS = (
         grid=functools.partial(pointwise_grid_of, "gaussian_nll_loss"),
     ),
     pointwise_op("sigmoid_focal_loss", masked_loss.SigmoidFocalLoss, {}, {"alpha": -1.0}, {"alpha": 0.5, "gamma": 1.5}),
+    Op(
+        "softmax",
+        masked_loss.softmax,
+        composed(torch.softmax),
+        {
+            **softmax_samples(),
+            "dtype": lambda size: dict(
+                input=leaf(torch.randn(size, C)), mask=keep(size, C), dim=0, dtype=torch.float64
+            ),
+        },
+        namesake=lambda input, mask, dim=-1, causal=False, **dtype: torch.softmax(input, dim, **dtype),
+    ),
+    Op(
+        "log_softmax",
+        finite_log_softmax,
+        composed(torch.log_softmax),
+        softmax_samples(),
+        namesake=lambda input, mask, dim=-1, causal=False: torch.log_softmax(input, dim),
+    ),
+    Op(
+        "logsumexp",
+        finite_logsumexp,
+        composed(torch.logsumexp),
+        {
+            **softmax_samples(),
+            "several": lambda size: dict(
+                input=leaf(torch.randn(size, T, C)), mask=keep(size, T, 1), dim=[0, -1], keepdim=True
+            ),
+        },
+        namesake=lambda input, mask, dim=-1, **_: torch.logsumexp(input, dim),
+    ),
     Op(
         "loss_normalizer",
         masked_loss.loss_normalizer,

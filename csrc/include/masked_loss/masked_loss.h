@@ -5,3 +5,4 @@
 #include <masked_loss/masked_fill.h>
 #include <masked_loss/masks.h>
 #include <masked_loss/pointwise.h>
+#include <masked_loss/softmax.h>
