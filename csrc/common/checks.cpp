@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <numeric>
 #include <string_view>
 
 namespace masked_loss {
@@ -431,8 +432,7 @@ at::DimVector wrapped_dims(const char* op, at::IntArrayRef dim, std::int64_t ran
                 ": expected dim to name each dimension once, got ", dim);
     result.push_back(wrapped);
   }
-  for (std::int64_t d = 0; dim.empty() && d < dims; ++d) result.push_back(d);
-  return result;
+  return dim.empty() ? every_dim(dims) : result;
 }
 
 void check_kept(const char* op, const Tensor& input, const OptionalTensor& mask) {
@@ -481,9 +481,47 @@ Tensor resolve_softmax(const char* op, const Tensor& input, const OptionalTensor
   TORCH_CHECK_TYPE(!input.is_complex(), op, ": expected real input, got ", input.scalar_type());
   TORCH_CHECK_TYPE(!dtype || at::isFloatingType(*dtype), op, ": expected a floating dtype, got ",
                    dtype.value_or(at::kFloat));
-  const auto converted = input.to(softmax_type(op, input, dtype));
+  const auto type = softmax_type(op, input, dtype);
+  const auto converted = type == input.scalar_type() ? input : input.to(type);
   check_softmax(op, converted, mask, dim, causal);
   return converted;
+}
+
+Tensor resolve_reduction(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
+  check_kept(op, input, mask);
+  wrapped_dims(op, dim, input.dim());
+  TORCH_CHECK_TYPE(!input.is_complex(), op, ": expected real input, got ", input.scalar_type());
+  // torch's sum alone takes integers, and alone is float32 under autocast, but on the CPU.
+  if (std::string_view(op) != MaskedSum::op) {
+    check_floating(op, "input", input);
+    return input;
+  }
+  if (!at::isIntegralType(input.scalar_type(), /*includeBool=*/true)) check_floating(op, "input", input);
+  return input.is_cpu() ? input : input.to(result_type(input));
+}
+
+at::DimVector check_moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order, at::IntArrayRef dim) {
+  constexpr auto op = "_masked_moments";
+  check_kept(op, input, mask);
+  TORCH_CHECK_VALUE(order == 1 || order == 2, op, ": expected order to be 1 or 2, got ", order);
+  return wrapped_dims(op, dim, input.dim());
+}
+
+void check_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+                  const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
+                  at::ScalarType type) {
+  constexpr auto op = "_masked_spread";
+  TORCH_CHECK(input.has_value() == mean.has_value(), op, ": expected input and mean, or neither, got one");
+  check_trailing(op, "scale", "sizes", sizes, scale.sym_sizes());
+  if (mean) check_trailing(op, "mean", "sizes", sizes, mean->sym_sizes());
+  if (offset) check_trailing(op, "offset", "sizes", sizes, offset->sym_sizes());
+  if (mask) check_trailing(op, "mask", "sizes", sizes, mask->sym_sizes());
+}
+
+at::DimVector every_dim(std::int64_t rank) {
+  at::DimVector dims(rank);
+  std::iota(dims.begin(), dims.end(), 0);
+  return dims;
 }
 
 void check_integers(const char* op, const char* name, const Tensor& tensor) {

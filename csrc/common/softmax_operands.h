@@ -1,6 +1,7 @@
 #pragma once
 
 #include "checks.h"
+#include "masked_fill.h"
 #include "softmax_work.h"
 #include "strides.h"
 
@@ -16,7 +17,7 @@ struct SoftmaxOperands {
 
   // Brings all of them to one rank of at least 1, and the mask to bool and the input's sizes, by its strides.
   void resolve() {
-    if (mask) mask = (mask->scalar_type() == at::kBool ? *mask : mask->ne(0)).expand(input.sizes());
+    if (mask) mask = bool_mask(*mask).expand(input.sizes());
     if (input.dim() > 0) return;
     for (auto* tensor : {&input, &grad, &result}) {
       if (tensor->defined()) *tensor = tensor->unsqueeze(0);

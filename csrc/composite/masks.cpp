@@ -2,7 +2,9 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/where.h>
 #include <torch/library.h>
 
 #include "common/checks.h"
@@ -22,6 +24,14 @@ Tensor none_of(const Tensor& tokens, at::IntArrayRef ids) {
 Tensor not_after(const c10::SymInt& queries, const c10::SymInt& keys, const at::TensorOptions& options) {
   const auto integers = options.dtype(at::kLong);
   return at::arange(keys, integers).le(at::arange(queries, integers).unsqueeze(-1));
+}
+
+Tensor kept_elements(const Tensor& input, const OptionalTensor& mask) {
+  return mask ? mask->ne(0).expand_symint(input.sym_sizes()) : Tensor();
+}
+
+Tensor kept_or(const Tensor& keep, const Tensor& tensor, double otherwise) {
+  return keep.defined() ? at::where(keep, tensor, at::full_like(tensor, otherwise)) : tensor;
 }
 
 namespace {

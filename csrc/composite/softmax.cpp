@@ -3,7 +3,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/amax.h>
 #include <ATen/ops/exp.h>
-#include <ATen/ops/full_like.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/where.h>
@@ -18,19 +17,11 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// bool, the input's shape; undefined where all is kept.
+// As kept_elements, of what a mask and causality keep.
 Tensor keep_of(const Tensor& input, const OptionalTensor& mask, bool causal) {
-  Tensor keep;
-  if (mask) keep = mask->ne(0);
-  if (causal) {
-    const auto seen = not_after(input.sym_size(-2), input.sym_size(-1), at::TensorOptions().device(input.device()));
-    keep = keep.defined() ? keep.logical_and(seen) : seen;
-  }
-  return keep.defined() ? keep.expand_symint(input.sym_sizes()) : keep;
-}
-
-Tensor kept_or(const Tensor& keep, const Tensor& tensor, double otherwise) {
-  return keep.defined() ? at::where(keep, tensor, at::full_like(tensor, otherwise)) : tensor;
+  if (!causal) return kept_elements(input, mask);
+  const auto seen = not_after(input.sym_size(-2), input.sym_size(-1), at::TensorOptions().device(input.device()));
+  return kept_elements(input, mask ? mask->ne(0).logical_and(seen) : seen);
 }
 
 bool is_empty(const Tensor& input, at::IntArrayRef dims) {
@@ -42,7 +33,7 @@ bool is_empty(const Tensor& input, at::IntArrayRef dims) {
 
 // The elements in the accumulation dtype, with -inf where they are masked, but zeros in slices with nothing kept, which
 // no gradient is NaN of. `some`: whether anything is kept.
-Tensor kept_elements(const Tensor& input, const Tensor& keep, at::IntArrayRef dims, Tensor& some) {
+Tensor filled_elements(const Tensor& input, const Tensor& keep, at::IntArrayRef dims, Tensor& some) {
   const auto x = input.to(accumulation_type(input.scalar_type()));
   if (!keep.defined()) return x;
   some = keep.to(x.scalar_type()).amax(dims, /*keepdim=*/true).ne(0);
@@ -57,7 +48,7 @@ Tensor composite_softmax(const Tensor& input, const OptionalTensor& mask, const 
   if (is_empty(input, dims)) return at::zeros_like(input);
   const auto keep = keep_of(input, mask, slices.causal);
   Tensor some;
-  const auto x = kept_elements(input, keep, dims, some);
+  const auto x = filled_elements(input, keep, dims, some);
   // Of plain ops, whose derivatives torch differentiates again in every order.
   const auto shifted = x - x.detach().amax(dims, /*keepdim=*/true);
   const auto exponentials = shifted.exp(), sum = exponentials.sum(dims, /*keepdim=*/true);
@@ -84,7 +75,7 @@ Tensor composite_logsumexp(const Tensor& input, const OptionalTensor& mask, cons
     return input.to(accumulation_type(input.scalar_type())).sum(dims, /*keepdim=*/true) - kInfinity;
   }
   Tensor some;
-  const auto x = kept_elements(input, keep, dims, some);
+  const auto x = filled_elements(input, keep, dims, some);
   const auto largest = x.detach().amax(dims, /*keepdim=*/true);
   const auto max = at::where(largest.abs().eq(kInfinity), at::zeros_like(largest), largest);
   return kept_or(some, (x - max).exp().sum(dims, /*keepdim=*/true).log() + max, -kInfinity);

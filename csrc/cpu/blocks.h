@@ -34,6 +34,12 @@ void for_vectors(const T* x, std::int64_t n, const Take& take) {
   }
 }
 
+// `v` where `keep` is true or null, else +0.
+template <class A>
+Vectorized<A> or_zero(const bool* keep, Vectorized<A> v, std::int64_t lanes) {
+  return keep == nullptr ? v : select(keep, v, Vectorized<A>(0), lanes);
+}
+
 // A block as A, what is not allowed as -inf: where it lies, or in `stage`.
 template <class T, class A>
 const A* load_block(const T* x, const bool* allowed, std::int64_t n, A* stage) {

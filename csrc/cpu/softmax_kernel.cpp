@@ -41,12 +41,6 @@ A log_sum_exp_of(Softmax<A> softmax, std::int64_t n, const At& at) {
   return kInfinity<A>;
 }
 
-// `v` where `keep` is true or null, else +0.
-template <class A>
-Vectorized<A> or_zero(const bool* keep, Vectorized<A> v, std::int64_t lanes) {
-  return keep == nullptr ? v : select(keep, v, Vectorized<A>(0), lanes);
-}
-
 // What the gradient of a row sums: result * grad of softmax, grad of log_softmax.
 template <SoftmaxPass pass, class A>
 Vectorized<A> summed(Vectorized<A> result, Vectorized<A> grad) {

@@ -23,6 +23,7 @@ from .pointwise import (
     sigmoid_focal_loss,
     smooth_l1_loss,
 )
+from .reductions import masked_mean, masked_std, masked_sum, masked_var, masked_whiten
 from .softmaxes import log_softmax, logsumexp, softmax
 
 __all__ = [
@@ -39,6 +40,11 @@ __all__ = [
     "loss_normalizer",
     "masked_fill",
     "masked_fill_",
+    "masked_mean",
+    "masked_std",
+    "masked_sum",
+    "masked_var",
+    "masked_whiten",
     "mse_loss",
     "poisson_nll_loss",
     "sigmoid_focal_loss",

@@ -277,6 +277,58 @@ def softmax_samples() -> dict[str, Callable[[int], Arguments]]:
     }
 
 
+def moments(input: Tensor, mask: Tensor, dim: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is kept, the number, mean and squared deviations of it; what is reduced stays."""
+    kept = (mask != 0).expand(input.shape)
+    dims = list(range(input.dim())) if dim is None else dim
+    count = kept.sum(dims, keepdim=True)
+    mean = torch.where(kept, input, 0.0).sum(dims, keepdim=True) / count.clamp(min=1)
+    return kept, count, mean, torch.where(kept, input - mean, 0.0).square().sum(dims, keepdim=True)
+
+
+def reduced(value: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A reduction from count, mean, squared deviations and correction."""
+
+    def reference(
+        input: Tensor, mask: Tensor, dim: Any = None, keepdim: bool = False, correction: float = 1.0
+    ) -> Tensor:
+        _, count, mean, squares = moments(input, mask, dim)
+        result = value(count, mean, squares, correction)
+        if keepdim:
+            return result
+        return result.sum() if dim is None else result.sum(dim)
+
+    return reference
+
+
+def whitened(input: Tensor, mask: Tensor, dim: Any = None) -> Tensor:
+    kept, count, mean, squares = moments(input, mask, dim)
+    return torch.where(kept, (input - mean) / (squares / (count - 1) + 1e-8).sqrt(), 0.0)
+
+
+def reduction_samples(**options: Any) -> dict[str, Callable[[int], Arguments]]:
+    def sample(size: int, mask: Tensor, **arguments: Any) -> Arguments:
+        mask[..., :2] = True  # variances of one are NaN
+        return dict(input=leaf(torch.randn(size, T, C)), mask=mask, **arguments)
+
+    return {
+        "all": lambda size: sample(size, keep(size, T, C)),
+        "rows": lambda size: sample(size, keep(T, C).long(), dim=-1, **options),
+        "several": lambda size: sample(size, keep(size, 1, C), dim=[0, 1]),
+    }
+
+
+def reduction_op(function: Callable[..., Tensor], theirs: Callable[..., Tensor], value: Callable[..., Tensor]) -> Op:
+    options = dict(correction=0.5) if theirs in (torch.var, torch.std) else {}
+    return Op(
+        function.__name__,
+        function,
+        reduced(value),
+        reduction_samples(keepdim=True, **options),
+        namesake=lambda input, mask, **_: theirs(input),
+    )
+
+
 def loss_normalizer(target: Tensor, mask: Optional[Tensor] = None, **options: Any) -> Tensor:
     return reference.loss_normalizer(target, C, mask, **options).float()
 
@@ -389,6 +441,23 @@ OPS = (
             ),
         },
         namesake=lambda input, mask, dim=-1, **_: torch.logsumexp(input, dim),
+    ),
+    reduction_op(masked_loss.masked_sum, torch.sum, lambda count, mean, squares, correction: mean * count),
+    reduction_op(masked_loss.masked_mean, torch.mean, lambda count, mean, squares, correction: mean),
+    reduction_op(
+        masked_loss.masked_var, torch.var, lambda count, mean, squares, correction: squares / (count - correction)
+    ),
+    reduction_op(
+        masked_loss.masked_std,
+        torch.std,
+        lambda count, mean, squares, correction: (squares / (count - correction)).sqrt(),
+    ),
+    Op(
+        "masked_whiten",
+        masked_loss.masked_whiten,
+        whitened,
+        reduction_samples(),
+        namesake=lambda input, **_: torch.nn.functional.layer_norm(input, input.shape[-1:]).to(input.dtype),
     ),
     Op(
         "loss_normalizer",

@@ -326,6 +326,52 @@ def test_normalized(name, dtype):
         assert_near(gradient, wanted, largest=max(largest, 1.0))
 
 
+def reduction_samples(name, dtype):
+    """Input and arguments of torch's function, and of torch.masked's, which are said to be those."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    found = []
+    for info in (info for info in op_db if info.name in (name, f"masked.{name}")):
+        for sample in info.sample_inputs("cpu", dtype, requires_grad=True):
+            arguments = {**sample.kwargs, **({"unbiased": sample.args[0]} if sample.args else {})}
+            found.append((info.name.startswith("masked."), sample.input, arguments))
+    assert len(found) > 40
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+@pytest.mark.parametrize("name", ["sum", "mean", "var", "std"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reductions(name, dtype):
+    """torch's numbers; torch.masked's too, but where a slice has nothing kept: there they may be NaN, and ours is 0."""
+    function = getattr(masked_loss, f"masked_{name}")
+    for masked, input, theirs in reduction_samples(name, dtype):
+        ours = {n: list(v) if isinstance(v, tuple) else v for n, v in theirs.items()}
+        if "unbiased" in ours:
+            ours["correction"] = int(ours.pop("unbiased"))
+        elif ours.get("correction", 0) is None:
+            ours["correction"] = 1
+        if theirs.get("correction", 1) is None:
+            theirs = {**theirs, "correction": 1}
+        given, wide = leaf(input), leaf(input, torch.float64)
+        value = function(given, **ours)
+        expected = (getattr(torch.masked, name) if masked else getattr(torch, name))(wide, **theirs)
+        mask = theirs.get("mask")
+        keep = torch.ones(input.shape, dtype=torch.bool) if mask is None else mask.expand(input.shape)
+        dims = {n: v for n, v in theirs.items() if n in ("dim", "keepdim")}
+        dims["dim"] = dims.get("dim") if dims.get("dim") != () else None
+        counts = torch.sum(keep, **dims) if dims["dim"] is not None else keep.sum().expand(expected.shape)
+        assert value.dtype == dtype
+        size = max(input.detach().abs().max().item() if input.numel() else 0.0, 1.0)
+        assert_near(value, expected.masked_fill(counts == 0, 0.0), largest=input.numel() * size)
+        upstream = torch.randn_like(value)
+        (gradient,) = torch.autograd.grad(value, given, upstream)
+        (wanted,) = torch.autograd.grad(expected, wide, upstream.double())
+        defined = wanted.isfinite()
+        largest = 4.0 * upstream.abs().max().item() if upstream.numel() else 0.0
+        assert_near(gradient[defined], wanted[defined], largest=largest)
+
+
 def fill_samples(dtype, requires_grad=False):
     samples = list(op_info("masked_fill").sample_inputs("cpu", dtype, requires_grad=requires_grad))
     assert len(samples) >= 8
