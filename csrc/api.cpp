@@ -2,6 +2,8 @@
 
 #include "common/ops.h"
 #include "common/pointwise_ops.h"
+#include "common/reductions_ops.h"
+#include "common/softmax_ops.h"
 
 namespace masked_loss {
 
@@ -64,6 +66,38 @@ Tensor gaussian_nll_loss(const Tensor& input, const Tensor& target, const Tensor
 Tensor sigmoid_focal_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                           const SigmoidFocalLossOptions& options) {
   return call<PointwiseOp<SigmoidFocalLoss>>(input, target, mask, options);
+}
+
+Tensor softmax(const Tensor& input, const OptionalTensor& mask, const SoftmaxOptions& options) {
+  return call<SoftmaxOp<SoftmaxKind::Softmax>>(input, mask, options);
+}
+
+Tensor log_softmax(const Tensor& input, const OptionalTensor& mask, const SoftmaxOptions& options) {
+  return call<SoftmaxOp<SoftmaxKind::LogSoftmax>>(input, mask, options);
+}
+
+Tensor logsumexp(const Tensor& input, const OptionalTensor& mask, const LogsumexpOptions& options) {
+  return call<Logsumexp>(input, mask, options);
+}
+
+Tensor masked_sum(const Tensor& input, const OptionalTensor& mask, const ReductionOptions& options) {
+  return call<MaskedSum>(input, mask, options);
+}
+
+Tensor masked_mean(const Tensor& input, const OptionalTensor& mask, const ReductionOptions& options) {
+  return call<MaskedMean>(input, mask, options);
+}
+
+Tensor masked_var(const Tensor& input, const OptionalTensor& mask, const VarianceOptions& options) {
+  return call<MaskedVar>(input, mask, options);
+}
+
+Tensor masked_std(const Tensor& input, const OptionalTensor& mask, const VarianceOptions& options) {
+  return call<MaskedStd>(input, mask, options);
+}
+
+Tensor masked_whiten(const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
+  return handle_of<MaskedWhiten>().call(input, mask, dim);
 }
 
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& value) {

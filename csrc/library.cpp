@@ -2,6 +2,8 @@
 
 #include "common/ops.h"
 #include "common/pointwise_ops.h"
+#include "common/reductions_ops.h"
+#include "common/softmax_ops.h"
 
 // Every op of the library. `int reduction` is 0 none, 1 mean, 2 sum, 3 sequence_mean, 4 batchmean, and stands first
 // among the options, because sharding caches tell calls apart by the arguments from the first int on.
@@ -32,6 +34,29 @@ TORCH_LIBRARY(masked_loss, m) {
   def("_pointwise_forward(" + pointwise + ") -> Tensor");
   def("_pointwise_forward_grad(" + pointwise + ") -> (Tensor, Tensor, Tensor)");
   def("_pointwise_backward(Tensor grad, " + pointwise + ") -> (Tensor, Tensor)");
+
+  const std::string softmax = std::string("(Tensor input, Tensor? mask=None, ") + kSoftmaxArguments + ") -> Tensor";
+  def("softmax" + softmax);
+  def("log_softmax" + softmax);
+  def(std::string("logsumexp(Tensor input, Tensor? mask=None, ") + kLogsumexpArguments + ") -> Tensor");
+  def(std::string("_softmax_forward(Tensor input, Tensor? mask, ") + kSoftmaxSlicesArguments + ") -> Tensor");
+  def(std::string("_softmax_backward(Tensor grad, Tensor result, Tensor? mask, ") + kSoftmaxSlicesArguments +
+      ") -> Tensor");
+  def(std::string("_logsumexp_forward(Tensor input, Tensor? mask, ") + kLogsumexpSlicesArguments + ") -> Tensor");
+  def(std::string("_logsumexp_backward(Tensor grad, Tensor result, Tensor input, Tensor? mask, ") +
+      kLogsumexpSlicesArguments + ") -> Tensor");
+
+  for (const std::string name : {"masked_sum", "masked_mean"}) {
+    def(name + "(Tensor input, Tensor? mask=None, " + kReductionArguments + ") -> Tensor");
+  }
+  for (const std::string name : {"masked_var", "masked_std"}) {
+    def(name + "(Tensor input, Tensor? mask=None, " + kVarianceArguments + ") -> Tensor");
+  }
+  def("masked_whiten(Tensor input, Tensor? mask=None, int[1] dim=[]) -> Tensor");
+  def("_masked_moments(Tensor input, Tensor? mask, int order, int[] dim) -> (Tensor, Tensor, Tensor)");
+  def("_masked_spread(Tensor scale, Tensor? input, Tensor? mean, Tensor? offset, Tensor? mask, SymInt[] sizes, "
+      "ScalarType dtype) -> "
+      "Tensor");
 
   // Overloads are tried in this order, and a tensor of one element would pass for a number.
   def("masked_fill.Tensor(Tensor input, Tensor mask, Tensor value) -> Tensor");

@@ -7,7 +7,9 @@
 #include <ATen/functorch/BatchedTensorImpl.h>
 #include <ATen/ops/result_type.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <numeric>
 #include <string_view>
 
 namespace masked_loss {
@@ -456,6 +458,111 @@ void check_memory_overlap(const Tensor& input, const Tensor& mask) {
 
 Tensor broadcast_to_mask(const Tensor& input, const Tensor& mask) {
   return input.expand_symint(at::infer_size_symdimvector(input.sym_sizes(), mask.sym_sizes()));
+}
+
+namespace {
+
+// Dimensions as numbers that are not negative; none: all. A 0-d tensor has one, as in torch.
+at::DimVector wrapped_dims(const char* op, at::IntArrayRef dim, std::int64_t rank) {
+  const auto dims = std::max<std::int64_t>(rank, 1);
+  at::DimVector result;
+  for (const auto d : dim) {
+    TORCH_CHECK_INDEX(d >= -dims && d < dims, op, ": expected dim in [", -dims, ", ", dims - 1, "], got ", d);
+    const auto wrapped = d < 0 ? d + dims : d;
+    TORCH_CHECK(std::find(result.begin(), result.end(), wrapped) == result.end(), op,
+                ": expected dim to name each dimension once, got ", dim);
+    result.push_back(wrapped);
+  }
+  return dim.empty() ? every_dim(dims) : result;
+}
+
+void check_kept(const char* op, const Tensor& input, const OptionalTensor& mask) {
+  check_layout(op, "input", input);
+  if (!mask) return;
+  check_beside(op, "mask", *mask, "input", input);
+  check_mask_dtype(op, "mask", *mask, "; what is added to the logits is no mask");
+  check_trailing(op, "mask", "input", input.sym_sizes(), mask->sym_sizes());
+}
+
+// As torch's softmax and logsumexp under autocast: in float32, but on the CPU.
+at::ScalarType softmax_type(const char* op, const Tensor& input, std::optional<at::ScalarType> dtype) {
+  if (dtype) return *dtype;
+  const auto type = input.scalar_type();
+  // torch's logsumexp alone takes integers.
+  if (std::string_view(op) == Logsumexp::op && at::isIntegralType(type, /*includeBool=*/true)) {
+    return at::get_default_dtype_as_scalartype();
+  }
+  return input.is_cpu() ? type : result_type(input);
+}
+
+}  // namespace
+
+at::DimVector check_softmax(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                            bool causal) {
+  check_kept(op, input, mask);
+  check_floating(op, "input", input);
+  const auto dims = wrapped_dims(op, dim, input.dim());
+  TORCH_CHECK(!causal || input.dim() >= 2, op, ": expected input of rank 2 or more with causal, got shape ",
+              input.sym_sizes());
+  TORCH_CHECK_VALUE(!causal || (dims.size() == 1 && dims[0] == input.dim() - 1), op,
+                    ": expected dim to be the last one with causal, got ", dim);
+  return dims;
+}
+
+void check_softmax_grad(const char* op, const Tensor& grad, const Tensor& result) {
+  check_beside(op, "grad", grad, "result", result);
+  TORCH_CHECK(grad.sizes() == result.sizes() && grad.scalar_type() == result.scalar_type(), op,
+              ": expected grad of the result's shape and dtype, ", result.sizes(), " ", result.scalar_type(), ", got ",
+              grad.sizes(), " ", grad.scalar_type());
+}
+
+Tensor resolve_softmax(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                       bool causal, std::optional<at::ScalarType> dtype) {
+  check_layout(op, "input", input);
+  TORCH_CHECK_TYPE(!input.is_complex(), op, ": expected real input, got ", input.scalar_type());
+  TORCH_CHECK_TYPE(!dtype || at::isFloatingType(*dtype), op, ": expected a floating dtype, got ",
+                   dtype.value_or(at::kFloat));
+  const auto type = softmax_type(op, input, dtype);
+  const auto converted = type == input.scalar_type() ? input : input.to(type);
+  check_softmax(op, converted, mask, dim, causal);
+  return converted;
+}
+
+Tensor resolve_reduction(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
+  check_kept(op, input, mask);
+  wrapped_dims(op, dim, input.dim());
+  TORCH_CHECK_TYPE(!input.is_complex(), op, ": expected real input, got ", input.scalar_type());
+  // torch's sum alone takes integers, and alone is float32 under autocast, but on the CPU.
+  if (std::string_view(op) != MaskedSum::op) {
+    check_floating(op, "input", input);
+    return input;
+  }
+  if (!at::isIntegralType(input.scalar_type(), /*includeBool=*/true)) check_floating(op, "input", input);
+  return input.is_cpu() ? input : input.to(result_type(input));
+}
+
+at::DimVector check_moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order, at::IntArrayRef dim) {
+  constexpr auto op = "_masked_moments";
+  check_kept(op, input, mask);
+  TORCH_CHECK_VALUE(order == 1 || order == 2, op, ": expected order to be 1 or 2, got ", order);
+  return wrapped_dims(op, dim, input.dim());
+}
+
+void check_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+                  const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
+                  at::ScalarType type) {
+  constexpr auto op = "_masked_spread";
+  TORCH_CHECK(input.has_value() == mean.has_value(), op, ": expected input and mean, or neither, got one");
+  check_trailing(op, "scale", "sizes", sizes, scale.sym_sizes());
+  if (mean) check_trailing(op, "mean", "sizes", sizes, mean->sym_sizes());
+  if (offset) check_trailing(op, "offset", "sizes", sizes, offset->sym_sizes());
+  if (mask) check_trailing(op, "mask", "sizes", sizes, mask->sym_sizes());
+}
+
+at::DimVector every_dim(std::int64_t rank) {
+  at::DimVector dims(rank);
+  std::iota(dims.begin(), dims.end(), 0);
+  return dims;
 }
 
 void check_integers(const char* op, const char* name, const Tensor& tensor) {

@@ -2,6 +2,8 @@
 
 #include "ops.h"
 #include "pointwise_ops.h"
+#include "reductions_ops.h"
+#include "softmax_ops.h"
 
 namespace masked_loss {
 
@@ -56,6 +58,27 @@ void check_pointwise(const Tensor& input, const Tensor& target, const OptionalTe
 
 [[noreturn]] void throw_out_of_range(const RowArguments& arguments, std::int64_t row, std::int64_t index,
                                      std::int64_t classes);
+
+// Checks a call of softmax, log_softmax or logsumexp, and gives its input in the dtype that it is computed in.
+Tensor resolve_softmax(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                       bool causal, std::optional<at::ScalarType> dtype);
+
+// Of the inner ops: gives the dimensions as numbers that are not negative, of no dimension all.
+at::DimVector check_softmax(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                            bool causal);
+void check_softmax_grad(const char* op, const Tensor& grad, const Tensor& result);
+
+// Checks a call of a reduction, and gives its input in the dtype that it is computed in.
+Tensor resolve_reduction(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim);
+
+// Of the inner ops; the dimensions as check_softmax gives them.
+at::DimVector check_moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order, at::IntArrayRef dim);
+void check_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+                  const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
+                  at::ScalarType type);
+
+// 0, 1, ... rank - 1.
+at::DimVector every_dim(std::int64_t rank);
 
 // The value of masked_fill is a number or a tensor.
 inline const Tensor* tensor_or_null(const Tensor& value) { return &value; }

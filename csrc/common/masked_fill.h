@@ -16,4 +16,7 @@ Bits16 element_bits(const char* op, const at::Scalar& value, const at::Tensor& i
 // One byte an element, which is what kernels read.
 at::Tensor byte_mask(const at::Tensor& mask);
 
+// The same with 0 and 1 alone.
+at::Tensor bool_mask(const at::Tensor& mask);
+
 }  // namespace masked_loss

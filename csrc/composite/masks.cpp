@@ -2,7 +2,9 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/where.h>
 #include <torch/library.h>
 
 #include "common/checks.h"
@@ -17,6 +19,19 @@ Tensor none_of(const Tensor& tokens, at::IntArrayRef ids) {
     result = result.defined() ? result.logical_and(differs) : differs;
   }
   return result.defined() ? result : at::ones_like(tokens, tokens.options().dtype(at::kBool));
+}
+
+Tensor not_after(const c10::SymInt& queries, const c10::SymInt& keys, const at::TensorOptions& options) {
+  const auto integers = options.dtype(at::kLong);
+  return at::arange(keys, integers).le(at::arange(queries, integers).unsqueeze(-1));
+}
+
+Tensor kept_elements(const Tensor& input, const OptionalTensor& mask) {
+  return mask ? mask->ne(0).expand_symint(input.sym_sizes()) : Tensor();
+}
+
+Tensor kept_or(const Tensor& keep, const Tensor& tensor, double otherwise) {
+  return keep.defined() ? at::where(keep, tensor, at::full_like(tensor, otherwise)) : tensor;
 }
 
 namespace {
@@ -37,8 +52,7 @@ Tensor causal_mask(c10::SymInt query_len, std::optional<c10::SymInt> key_len, st
   const auto keys = key_len.value_or(query_len);
   check_not_negative(op, "query_len", query_len);
   check_not_negative(op, "key_len", keys);
-  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
-  return at::arange(keys, options).le(at::arange(query_len, options).unsqueeze(-1));
+  return not_after(query_len, keys, at::TensorOptions().device(device));
 }
 
 Tensor mask_from_ids(const Tensor& tokens, at::IntArrayRef ids) {

@@ -23,6 +23,8 @@ from .pointwise import (
     sigmoid_focal_loss,
     smooth_l1_loss,
 )
+from .reductions import masked_mean, masked_std, masked_sum, masked_var, masked_whiten
+from .softmaxes import log_softmax, logsumexp, softmax
 
 __all__ = [
     "binary_cross_entropy",
@@ -33,13 +35,21 @@ __all__ = [
     "huber_loss",
     "kl_div",
     "l1_loss",
+    "log_softmax",
+    "logsumexp",
     "loss_normalizer",
     "masked_fill",
     "masked_fill_",
+    "masked_mean",
+    "masked_std",
+    "masked_sum",
+    "masked_var",
+    "masked_whiten",
     "mse_loss",
     "poisson_nll_loss",
     "sigmoid_focal_loss",
     "smooth_l1_loss",
+    "softmax",
 ]
 
 

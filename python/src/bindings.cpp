@@ -82,6 +82,39 @@ Tensor gaussian_nll_loss(const Tensor& input, const Tensor& target, const Tensor
       input, target, var, mask, {static_cast<masked_loss::Reduction>(reduction), full, eps, sample_weight, normalizer});
 }
 
+using Softmax = Tensor (*)(const Tensor&, const OptionalTensor&, const masked_loss::SoftmaxOptions&);
+
+auto softmax(Softmax function) {
+  return [function](const Tensor& input, const OptionalTensor& mask, std::int64_t dim, bool causal,
+                    std::optional<at::ScalarType> dtype) {
+    return function(input, mask, {.dim = dim, .causal = causal, .dtype = dtype});
+  };
+}
+
+Tensor logsumexp(const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim, bool keepdim,
+                 bool causal, std::optional<at::ScalarType> dtype) {
+  return masked_loss::logsumexp(input, mask, {.dim = dim, .keepdim = keepdim, .causal = causal, .dtype = dtype});
+}
+
+using Reduction = Tensor (*)(const Tensor&, const OptionalTensor&, const masked_loss::ReductionOptions&);
+using Variance = Tensor (*)(const Tensor&, const OptionalTensor&, const masked_loss::VarianceOptions&);
+
+auto reduction(Reduction function) {
+  return [function](const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim,
+                    bool keepdim) { return function(input, mask, {.dim = dim, .keepdim = keepdim}); };
+}
+
+auto variance(Variance function) {
+  return [function](const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim, bool keepdim,
+                    double correction) {
+    return function(input, mask, {.dim = dim, .keepdim = keepdim, .correction = correction});
+  };
+}
+
+Tensor masked_whiten(const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim) {
+  return masked_loss::masked_whiten(input, mask, dim);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -111,6 +144,14 @@ PYBIND11_MODULE(_C, m) {
   def_loss("sigmoid_focal_loss", pointwise<double, double>(ml::sigmoid_focal_loss), "alpha", "gamma");
   def("gaussian_nll_loss", gaussian_nll_loss, "input", "target", "var", "mask", "reduction", "full", "eps",
       "sample_weight", "normalizer");
+  def("softmax", softmax(ml::softmax), "input", "mask", "dim", "causal", "dtype");
+  def("log_softmax", softmax(ml::log_softmax), "input", "mask", "dim", "causal", "dtype");
+  def("logsumexp", logsumexp, "input", "mask", "dim", "keepdim", "causal", "dtype");
+  def("masked_sum", reduction(ml::masked_sum), "input", "mask", "dim", "keepdim");
+  def("masked_mean", reduction(ml::masked_mean), "input", "mask", "dim", "keepdim");
+  def("masked_var", variance(ml::masked_var), "input", "mask", "dim", "keepdim", "correction");
+  def("masked_std", variance(ml::masked_std), "input", "mask", "dim", "keepdim", "correction");
+  def("masked_whiten", masked_whiten, "input", "mask", "dim");
   def("masked_fill", masked_fill, "input", "mask", "value");
   def("masked_fill_", masked_fill_, "input", "mask", "value");
 }

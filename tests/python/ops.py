@@ -6,7 +6,7 @@ An op joins by one row: it is differentiated, batched, compiled, exported, scrip
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Any, List, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -230,6 +230,105 @@ def pointwise_op(
     )
 
 
+def finite(result: Tensor) -> Tensor:
+    """0 where it is -inf, which finite differences do not know."""
+    return result.masked_fill(result == float("-inf"), 0.0)
+
+
+def finite_log_softmax(input: Tensor, mask: Optional[Tensor] = None, dim: int = -1, causal: bool = False) -> Tensor:
+    return finite(masked_loss.log_softmax(input, mask, dim, causal=causal))
+
+
+def finite_logsumexp(
+    input: Tensor,
+    mask: Optional[Tensor] = None,
+    dim: Union[int, List[int]] = -1,
+    keepdim: bool = False,
+    causal: bool = False,
+) -> Tensor:
+    return finite(masked_loss.logsumexp(input, mask, dim, keepdim=keepdim, causal=causal))
+
+
+def composed(function: Callable[..., Tensor], outside: float = 0.0) -> Callable[..., Tensor]:
+    """torch's function of what is filled with -inf, and `outside` where a slice, or an element, is masked."""
+
+    def reference(input: Tensor, mask: Tensor, dim: Any = -1, causal: bool = False, **options: Any) -> Tensor:
+        kept = (mask != 0).expand(input.shape)
+        if causal:
+            kept = kept & causal_mask(*input.shape[-2:])
+        some = kept
+        for d in dim if isinstance(dim, list) else [dim]:
+            some = some.any(d, keepdim=True)
+        filled = torch.where(kept, input, torch.where(some, -torch.inf, 0.0))
+        result = function(filled, dim, **options)
+        shown = kept if result.shape == input.shape else some.view(result.shape)
+        return torch.where(shown, result, outside)
+
+    return reference
+
+
+def softmax_samples() -> dict[str, Callable[[int], Arguments]]:
+    return {
+        "mask": lambda size: dict(input=leaf(torch.randn(size, T, C)), mask=keep(size, T, C)),
+        "padding, causal": lambda size: dict(
+            input=leaf(torch.randn(size, T, C)), mask=keep(size, 1, C).long(), causal=True
+        ),
+        "inner": lambda size: dict(input=leaf(torch.randn(size, T, C)), mask=keep(size, 1, 1), dim=1),
+    }
+
+
+def moments(input: Tensor, mask: Tensor, dim: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is kept, the number, mean and squared deviations of it; what is reduced stays."""
+    kept = (mask != 0).expand(input.shape)
+    dims = list(range(input.dim())) if dim is None else dim
+    count = kept.sum(dims, keepdim=True)
+    mean = torch.where(kept, input, 0.0).sum(dims, keepdim=True) / count.clamp(min=1)
+    return kept, count, mean, torch.where(kept, input - mean, 0.0).square().sum(dims, keepdim=True)
+
+
+def reduced(value: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A reduction from count, mean, squared deviations and correction."""
+
+    def reference(
+        input: Tensor, mask: Tensor, dim: Any = None, keepdim: bool = False, correction: float = 1.0
+    ) -> Tensor:
+        _, count, mean, squares = moments(input, mask, dim)
+        result = value(count, mean, squares, correction)
+        if keepdim:
+            return result
+        return result.sum() if dim is None else result.sum(dim)
+
+    return reference
+
+
+def whitened(input: Tensor, mask: Tensor, dim: Any = None) -> Tensor:
+    kept, count, mean, squares = moments(input, mask, dim)
+    return torch.where(kept, (input - mean) / (squares / (count - 1) + 1e-8).sqrt(), 0.0)
+
+
+def reduction_samples(**options: Any) -> dict[str, Callable[[int], Arguments]]:
+    def sample(size: int, mask: Tensor, **arguments: Any) -> Arguments:
+        mask[..., :2] = True  # variances of one are NaN
+        return dict(input=leaf(torch.randn(size, T, C)), mask=mask, **arguments)
+
+    return {
+        "all": lambda size: sample(size, keep(size, T, C)),
+        "rows": lambda size: sample(size, keep(T, C).long(), dim=-1, **options),
+        "several": lambda size: sample(size, keep(size, 1, C), dim=[0, 1]),
+    }
+
+
+def reduction_op(function: Callable[..., Tensor], theirs: Callable[..., Tensor], value: Callable[..., Tensor]) -> Op:
+    options = dict(correction=0.5) if theirs in (torch.var, torch.std) else {}
+    return Op(
+        function.__name__,
+        function,
+        reduced(value),
+        reduction_samples(keepdim=True, **options),
+        namesake=lambda input, mask, **_: theirs(input),
+    )
+
+
 def loss_normalizer(target: Tensor, mask: Optional[Tensor] = None, **options: Any) -> Tensor:
     return reference.loss_normalizer(target, C, mask, **options).float()
 
@@ -312,6 +411,54 @@ OPS = (
         grid=functools.partial(pointwise_grid_of, "gaussian_nll_loss"),
     ),
     pointwise_op("sigmoid_focal_loss", masked_loss.SigmoidFocalLoss, {}, {"alpha": -1.0}, {"alpha": 0.5, "gamma": 1.5}),
+    Op(
+        "softmax",
+        masked_loss.softmax,
+        composed(torch.softmax),
+        {
+            **softmax_samples(),
+            "dtype": lambda size: dict(
+                input=leaf(torch.randn(size, C)), mask=keep(size, C), dim=0, dtype=torch.float64
+            ),
+        },
+        namesake=lambda input, mask, dim=-1, causal=False, **dtype: torch.softmax(input, dim, **dtype),
+    ),
+    Op(
+        "log_softmax",
+        finite_log_softmax,
+        composed(torch.log_softmax),
+        softmax_samples(),
+        namesake=lambda input, mask, dim=-1, causal=False: torch.log_softmax(input, dim),
+    ),
+    Op(
+        "logsumexp",
+        finite_logsumexp,
+        composed(torch.logsumexp),
+        {
+            **softmax_samples(),
+            "several": lambda size: dict(
+                input=leaf(torch.randn(size, T, C)), mask=keep(size, T, 1), dim=[0, -1], keepdim=True
+            ),
+        },
+        namesake=lambda input, mask, dim=-1, **_: torch.logsumexp(input, dim),
+    ),
+    reduction_op(masked_loss.masked_sum, torch.sum, lambda count, mean, squares, correction: mean * count),
+    reduction_op(masked_loss.masked_mean, torch.mean, lambda count, mean, squares, correction: mean),
+    reduction_op(
+        masked_loss.masked_var, torch.var, lambda count, mean, squares, correction: squares / (count - correction)
+    ),
+    reduction_op(
+        masked_loss.masked_std,
+        torch.std,
+        lambda count, mean, squares, correction: (squares / (count - correction)).sqrt(),
+    ),
+    Op(
+        "masked_whiten",
+        masked_loss.masked_whiten,
+        whitened,
+        reduction_samples(),
+        namesake=lambda input, **_: torch.nn.functional.layer_norm(input, input.shape[-1:]).to(input.dtype),
+    ),
     Op(
         "loss_normalizer",
         masked_loss.loss_normalizer,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import masked_loss
 from masked_loss import cross_entropy, masked_fill, masked_fill_
-from reference import RELATIVE, assert_near, assert_same_bits
+from reference import ABSOLUTE, RELATIVE, assert_near, assert_same_bits
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -258,6 +258,108 @@ def test_pointwise(name, dtype, masked):
                 torch.testing.assert_close(
                     gradient.double(), exact, rtol=4 * RELATIVE[dtype], atol=8 * largest * RELATIVE[dtype]
                 )
+
+
+# torch.masked's functions, and ours; softmaxes of torch itself have more samples than one name.
+NORMALIZED = ("softmax", "log_softmax", "logsumexp")
+
+
+def normalized_samples(name, dtype):
+    """Input, dim and arguments: of torch's function, and of torch.masked's, which have a mask or None."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    found = []
+    for info in (info for info in op_db if info.name in (name, f"masked.{name}")):
+        for sample in info.sample_inputs("cpu", dtype, requires_grad=True):
+            arguments = dict(zip(("dim", "keepdim"), sample.args, strict=False)) | sample.kwargs
+            if sample.input.is_floating_point() or "dtype" in arguments or name == "logsumexp":
+                found.append((info.name.startswith("masked."), sample.input, arguments))
+    assert len(found) > 20
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
+@pytest.mark.parametrize("name", NORMALIZED)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_normalized(name, dtype):
+    """torch's numbers; torch.masked's too, but where a slice has nothing kept: there its softmaxes are NaN."""
+    outside = {"softmax": 0.0, "log_softmax": -torch.inf, "logsumexp": -torch.inf}[name]
+    for masked, input, arguments in normalized_samples(name, dtype):
+        ours, theirs = getattr(masked_loss, name), getattr(torch.masked if masked else torch, name)
+        mask = arguments.get("mask")
+        result_dtype = arguments.get("dtype", input.dtype)
+
+        def double(function, input=input, arguments=arguments):
+            wide = leaf(input, torch.float64)
+            result = function(wide, **{n: v for n, v in arguments.items() if n != "dtype"})
+            return wide, result.masked_fill(result.isnan(), outside)
+
+        if "dim" not in arguments:
+            continue  # which torch warns of, and takes any dimension for
+        dim = arguments["dim"]
+        arguments = {**arguments, "dim": list(dim) if isinstance(dim, tuple) else dim}
+        given = leaf(input)
+        value = ours(given, **arguments)
+        wide, expected = double(theirs, arguments={**arguments, "dim": dim})
+        assert value.dtype == result_dtype
+        assert not value.isnan().any()
+        assert_near(value, expected, largest=1.0)
+        if not given.requires_grad or value.numel() == 0:
+            continue
+        upstream = torch.randn_like(value)
+        (gradient,) = torch.autograd.grad(value, given, upstream)
+        safe = upstream.double().masked_fill(expected == outside, 0.0) if mask is not None else upstream.double()
+        (wanted,) = torch.autograd.grad(expected, wide, safe, materialize_grads=True)
+        assert gradient.dtype == input.dtype
+        wanted = wanted.nan_to_num(0.0) if mask is not None else wanted
+        largest = upstream.abs().max().item() * torch.finfo(result_dtype).eps * 8 / ABSOLUTE[result_dtype]
+        assert_near(gradient, wanted, largest=max(largest, 1.0))
+
+
+def reduction_samples(name, dtype):
+    """Input and arguments of torch's function, and of torch.masked's, which are said to be those."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    found = []
+    for info in (info for info in op_db if info.name in (name, f"masked.{name}")):
+        for sample in info.sample_inputs("cpu", dtype, requires_grad=True):
+            arguments = {**sample.kwargs, **({"unbiased": sample.args[0]} if sample.args else {})}
+            found.append((info.name.startswith("masked."), sample.input, arguments))
+    assert len(found) > 40
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+@pytest.mark.parametrize("name", ["sum", "mean", "var", "std"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reductions(name, dtype):
+    """torch's numbers; torch.masked's too, but where a slice has nothing kept: there they may be NaN, and ours is 0."""
+    function = getattr(masked_loss, f"masked_{name}")
+    for masked, input, theirs in reduction_samples(name, dtype):
+        ours = {n: list(v) if isinstance(v, tuple) else v for n, v in theirs.items()}
+        if "unbiased" in ours:
+            ours["correction"] = int(ours.pop("unbiased"))
+        elif ours.get("correction", 0) is None:
+            ours["correction"] = 1
+        if theirs.get("correction", 1) is None:
+            theirs = {**theirs, "correction": 1}
+        given, wide = leaf(input), leaf(input, torch.float64)
+        value = function(given, **ours)
+        expected = (getattr(torch.masked, name) if masked else getattr(torch, name))(wide, **theirs)
+        mask = theirs.get("mask")
+        keep = torch.ones(input.shape, dtype=torch.bool) if mask is None else mask.expand(input.shape)
+        dims = {n: v for n, v in theirs.items() if n in ("dim", "keepdim")}
+        dims["dim"] = dims.get("dim") if dims.get("dim") != () else None
+        counts = torch.sum(keep, **dims) if dims["dim"] is not None else keep.sum().expand(expected.shape)
+        assert value.dtype == dtype
+        size = max(input.detach().abs().max().item() if input.numel() else 0.0, 1.0)
+        assert_near(value, expected.masked_fill(counts == 0, 0.0), largest=input.numel() * size)
+        upstream = torch.randn_like(value)
+        (gradient,) = torch.autograd.grad(value, given, upstream)
+        (wanted,) = torch.autograd.grad(expected, wide, upstream.double())
+        defined = wanted.isfinite()
+        largest = 4.0 * upstream.abs().max().item() if upstream.numel() else 0.0
+        assert_near(gradient[defined], wanted[defined], largest=largest)
 
 
 def fill_samples(dtype, requires_grad=False):

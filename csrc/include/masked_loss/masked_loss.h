@@ -5,3 +5,5 @@
 #include <masked_loss/masked_fill.h>
 #include <masked_loss/masks.h>
 #include <masked_loss/pointwise.h>
+#include <masked_loss/reductions.h>
+#include <masked_loss/softmax.h>

@@ -1,0 +1,142 @@
+#include "composite/reductions.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/clamp_min.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/sqrt.h>
+#include <ATen/ops/square.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include "autograd/paths.h"
+#include "composite/masks.h"
+
+namespace masked_loss {
+namespace {
+
+constexpr double kEpsilon = 1e-8;  // of whiten
+
+Tensor without_dims(const Tensor& reduced, at::IntArrayRef dim, bool keepdim) {
+  if (keepdim || reduced.dim() == 0) return reduced;
+  return dim.empty() ? reduced.squeeze(every_dim(reduced.dim())) : reduced.squeeze(dim);
+}
+
+Tensor finished(const Tensor& value, const Tensor& input, at::IntArrayRef dim, bool keepdim) {
+  return without_dims(value, dim, keepdim).to(input.scalar_type());
+}
+
+// Of sums of squares: 0 of nothing, NaN of no more elements than the correction.
+Tensor variance(const Tensor& squares, const Tensor& count, double correction) {
+  const auto freedom = (count.to(squares.scalar_type()) - correction).clamp_min(0);
+  return squares / at::where(count.eq(0), at::ones_like(freedom), freedom);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> composite_moments(const Tensor& input, const OptionalTensor& mask,
+                                                     std::int64_t order, at::IntArrayRef dim) {
+  const auto dims = check_moments(input, mask, order, dim);
+  const auto keep = kept_elements(input, mask);
+  const auto type = input.scalar_type();
+  const auto x = kept_or(keep, at::isFloatingType(type) ? input.to(accumulation_type(type)) : input, 0);
+  const auto counted = keep.defined() ? keep : at::ones_like(input, input.options().dtype(at::kBool));
+  const auto count = counted.sum(dims, /*keepdim=*/true);
+  const auto sum = x.sum(dims, /*keepdim=*/true);
+  if (order == 1) return {sum, at::empty({0}, sum.options()), count};
+  const auto mean = sum / count.clamp_min(1);
+  return {mean, kept_or(keep, x - mean, 0).square().sum(dims, /*keepdim=*/true), count};
+}
+
+Tensor composite_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+                        const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
+                        at::ScalarType type) {
+  check_spread(scale, input, mean, offset, mask, sizes, type);
+  auto value = scale.expand_symint(sizes);
+  const auto keep = kept_elements(value, mask);
+  if (input) value = value * kept_or(keep, input->to(scale.scalar_type()) - *mean, 0);
+  return kept_or(keep, offset ? value + *offset : value, 0).to(type);
+}
+
+Tensor reduce_sum(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
+                  const ReductionOptions& options) {
+  const auto input = resolve_reduction(MaskedSum::op, given, mask, options.dim);
+  if (!at::isFloatingType(input.scalar_type())) {
+    const auto sum = std::get<0>(composite_moments(input, mask, 1, options.dim));
+    return without_dims(sum, options.dim, options.keepdim);
+  }
+  return finished(std::get<0>(by.moments(input, mask, 1, options.dim)), input, options.dim, options.keepdim);
+}
+
+Tensor reduce_mean(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
+                   const ReductionOptions& options) {
+  const auto input = resolve_reduction(MaskedMean::op, given, mask, options.dim);
+  const auto [sum, none, count] = by.moments(input, mask, 1, options.dim);
+  return finished(sum / count.clamp_min(1), input, options.dim, options.keepdim);
+}
+
+Tensor reduce_var(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
+                  const VarianceOptions& options) {
+  const auto input = resolve_reduction(MaskedVar::op, given, mask, options.dim);
+  const auto [mean, squares, count] = by.moments(input, mask, 2, options.dim);
+  return finished(variance(squares, count, options.correction), input, options.dim, options.keepdim);
+}
+
+Tensor reduce_std(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
+                  const VarianceOptions& options) {
+  const auto input = resolve_reduction(MaskedStd::op, given, mask, options.dim);
+  const auto [mean, squares, count] = by.moments(input, mask, 2, options.dim);
+  const auto var = variance(squares, count, options.correction);
+  // The root of 0 has no derivative; as in torch, its gradient is 0.
+  const auto zero = var.eq(0), root = at::where(zero, at::ones_like(var), var).sqrt();
+  return finished(at::where(zero, at::zeros_like(var), root), input, options.dim, options.keepdim);
+}
+
+Tensor whiten(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask, at::IntArrayRef dim) {
+  const auto input = resolve_reduction(MaskedWhiten::op, given, mask, dim);
+  const auto [mean, squares, count] = by.moments(input, mask, 2, dim);
+  const auto scale = (variance(squares, count, 1) + kEpsilon).rsqrt();
+  return by.spread(scale, input, mean, {}, mask, input.sym_sizes(), input.scalar_type());
+}
+
+}  // namespace masked_loss
+
+namespace masked_loss::composite {
+namespace {
+
+struct Batched {
+  static ReductionSteps of(const Tensor&) { return {composite_moments, composite_spread}; }
+};
+
+// Below autograd: by the inner ops where the device has its kernels.
+struct Fused {
+  static std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order,
+                                                    at::IntArrayRef dim) {
+    return handle_of<MaskedMoments>().call(input, mask, order, dim);
+  }
+
+  static Tensor spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+                       const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
+                       at::ScalarType type) {
+    return handle_of<MaskedSpread>().call(scale, input, mean, offset, mask, sizes, type);
+  }
+
+  static ReductionSteps of(const Tensor& input) {
+    return has_kernel(handle_of<MaskedMoments>(), input) ? ReductionSteps{moments, spread} : Batched::of(input);
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) { Reductions<Fused>::implement(m); }
+
+TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
+  Reductions<Batched>::implement(m);
+  m.impl("_masked_moments", composite_moments);
+  m.impl("_masked_spread", composite_spread);
+}
+
+}  // namespace masked_loss::composite

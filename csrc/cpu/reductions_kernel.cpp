@@ -1,0 +1,223 @@
+// Compiled once for every instruction set: whatever is not in an anonymous namespace or always inline could end up as
+// one copy for all of them.
+#include "cpu/reductions_kernel.h"
+
+#include "cpu/blocks.h"
+
+namespace masked_loss::cpu::CPU_CAPABILITY {
+namespace {
+
+constexpr std::int64_t kBlock = 2048;  // elements that are visited together, twice for the second moment
+constexpr std::int64_t kRows = 32;     // the same, of lanes
+
+template <class T>
+using Accumulation = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+std::int64_t count_true(const bool* keep, std::int64_t n) {
+  std::int64_t count = 0;
+  for (std::int64_t i = 0; i < n; ++i) count += keep[i];
+  return count;
+}
+
+// Σ term(x) over what is kept.
+template <bool masked, class A, class T, class Term>
+A sum_of(const T* x, const bool* keep, std::int64_t n, const Term& term) {
+  using V = Vectorized<A>;
+  constexpr std::int64_t size = V::size();
+  V sums[4] = {V(0), V(0), V(0), V(0)};
+  std::int64_t i = 0;
+  const auto add = [&](V& sum, V v, std::int64_t at) {
+    v = term(v);
+    sum = sum + (masked ? select(keep + at, v, V(0)) : v);
+  };
+  for (; i + 4 * size <= n; i += 4 * size) {
+    if constexpr (std::is_same_v<T, A>) {
+      for (int k = 0; k < 4; ++k) add(sums[k], V::loadu(x + i + k * size), i + k * size);
+    } else {
+      for (int k = 0; k < 4; k += 2) {
+        const auto [low, high] = at::vec::convert_to_float<T>(Vectorized<T>::loadu(x + i + k * size));
+        add(sums[k], low, i + k * size);
+        add(sums[k + 1], high, i + (k + 1) * size);
+      }
+    }
+  }
+  for_vectors<A>(x + i, n - i, [&](V v, std::int64_t at, std::int64_t lanes) {
+    v = or_zero(masked ? keep + i + at : nullptr, term(v), lanes);
+    sums[0] = sums[0] + (lanes == size ? v : V::set(V(0), v, lanes));
+  });
+  return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+template <int order, class T>
+Moments moments_of(const T* x, const bool* keep, std::int64_t n) {
+  using A = Accumulation<T>;
+  using V = Vectorized<A>;
+  const auto count = keep == nullptr ? n : count_true(keep, n);
+  if (count == 0) return {};
+  const auto sum = [&](const auto& term) {
+    return keep == nullptr ? sum_of<false, A>(x, keep, n, term) : sum_of<true, A>(x, keep, n, term);
+  };
+  const double total = sum([](V v) { return v; });
+  if (order == 1) return {count, total, 0};
+  const double mean = total / static_cast<double>(count);
+  const V center(static_cast<A>(mean));
+  const double squares = sum([&](V v) { return (v - center) * (v - center); });
+  // The center was rounded: that far from the mean, squares are as much too large.
+  const double off = mean - static_cast<double>(static_cast<A>(mean));
+  return {count, mean, std::max(0.0, squares - off * off * static_cast<double>(count))};
+}
+
+// The elements, `stride` apart, beside one another.
+template <class T>
+const T* gathered(const T* from, std::int64_t stride, std::int64_t n, T* to) {
+  if (stride == 1) return from;
+  for (std::int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
+  return to;
+}
+
+template <int order, class T>
+Moments line_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t begin, std::int64_t end) {
+  const auto base = work.kept.offsets(row);
+  const auto last = work.reduced.dims - 1;
+  const std::int64_t length = last < 0 ? 1 : work.reduced.sizes[last];
+  const std::int64_t stride = last < 0 ? 1 : work.reduced.strides[0][last];
+  const std::int64_t mask_stride = last < 0 ? 1 : work.reduced.strides[1][last];
+  T stage[kBlock];
+  bool keep_stage[kBlock];
+  Moments moments;
+  for (std::int64_t i = begin, n = 0; i < end; i += n) {
+    n = std::min({kBlock, end - i, length - i % length});
+    const auto [input, mask] = work.reduced.offsets(i);
+    const bool* keep = work.mask == nullptr ? nullptr : work.mask + base[1] + mask;
+    if (keep != nullptr && mask_stride == 0) {
+      if (!*keep) continue;
+      keep = nullptr;
+    }
+    if (keep != nullptr) keep = gathered(keep, mask_stride, n, keep_stage);
+    const T* x = gathered(work.input + base[0] + input, stride, n, stage);
+    moments = merge<order>(moments, moments_of<order>(x, keep, n));
+  }
+  return moments;
+}
+
+template <int order, class T>
+void lanes_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, std::int64_t begin, std::int64_t end,
+              Moments* results) {
+  using A = Accumulation<T>;
+  using V = Vectorized<A>;
+  const auto base = work.kept.offsets(row);
+  const std::int64_t mask_stride = work.kept.strides[1][work.kept.dims - 1];
+  bool stage[kMomentLanes];
+  A sum[kMomentLanes], mean[kMomentLanes];
+  std::int32_t counts[kMomentLanes];
+  // Adds term(x, lane, n) over the rows [first, last), and counts them.
+  const auto add = [&](std::int64_t first, std::int64_t last, bool counting, const auto& term) {
+    std::fill(sum, sum + count, A(0));
+    for (auto r = first; r < last; ++r) {
+      const auto [input, mask] = work.reduced.offsets(r);
+      const bool* keep =
+          work.mask == nullptr ? nullptr : gathered(work.mask + base[1] + mask, mask_stride, count, stage);
+      if (counting) {
+        for (std::int64_t w = 0; w < count; ++w) counts[w] += keep == nullptr ? 1 : keep[w];
+      }
+      for_vectors<A>(work.input + base[0] + input, count, [&](V v, std::int64_t w, std::int64_t n) {
+        v = or_zero(keep == nullptr ? nullptr : keep + w, term(v, w, n), n);
+        (V::loadu(sum + w, n) + v).store(sum + w, n);
+      });
+    }
+  };
+  std::fill(results, results + count, Moments());
+  for (auto first = begin; first < end; first += kRows) {
+    const auto last = std::min(end, first + kRows);
+    std::fill(counts, counts + count, 0);
+    add(first, last, true, [](V v, std::int64_t, std::int64_t) { return v; });
+    if (order == 1) {
+      for (std::int64_t w = 0; w < count; ++w) results[w] = merge<1>(results[w], {counts[w], sum[w], 0});
+      continue;
+    }
+    for (std::int64_t w = 0; w < count; ++w) mean[w] = sum[w] / A(std::max(counts[w], 1));
+    add(first, last, false, [&](V v, std::int64_t w, std::int64_t n) {
+      const V d = v - V::loadu(mean + w, n);
+      return d * d;
+    });
+    for (std::int64_t w = 0; w < count; ++w) results[w] = merge<2>(results[w], {counts[w], mean[w], sum[w]});
+  }
+}
+
+template <class T>
+Moments line(const MomentsWork<T>& work, int order, std::int64_t row, std::int64_t begin, std::int64_t end) {
+  return order == 1 ? line_of<1>(work, row, begin, end) : line_of<2>(work, row, begin, end);
+}
+
+template <class T>
+void lanes(const MomentsWork<T>& work, int order, std::int64_t row, std::int64_t count, std::int64_t begin,
+           std::int64_t end, Moments* results) {
+  (order == 1 ? lanes_of<1, T> : lanes_of<2, T>)(work, row, count, begin, end, results);
+}
+
+// Elements that are `stride` bytes apart as A, of an operand whose elements repeat or not.
+template <class A, class T>
+const A* load_line(const char* from, std::int64_t stride, std::int64_t n, A* stage) {
+  const auto* x = reinterpret_cast<const T*>(from);
+  if (stride == sizeof(T)) return load_block(x, nullptr, n, stage);
+  if (stride == 0) {
+    std::fill(stage, stage + n, static_cast<A>(*x));
+  } else {
+    for (std::int64_t i = 0; i < n; ++i)
+      stage[i] = static_cast<A>(x[i * stride / static_cast<std::int64_t>(sizeof(T))]);
+  }
+  return stage;
+}
+
+template <class T>
+void spread(const SpreadLine& line) {
+  using A = Accumulation<T>;
+  using V = Vectorized<A>;
+  A scale_stage[kBlock], input_stage[kBlock], mean_stage[kBlock], offset_stage[kBlock];
+  bool keep_stage[kBlock];
+  for (std::int64_t i = 0; i < line.count; i += kBlock) {
+    const auto n = std::min(kBlock, line.count - i);
+    const bool* keep = nullptr;
+    if (line.mask != nullptr) {
+      keep = gathered(reinterpret_cast<const bool*>(line.mask) + i * line.mask_stride, line.mask_stride, n, keep_stage);
+    }
+    const A* scale = load_line<A, A>(line.scale + i * line.scale_stride, line.scale_stride, n, scale_stage);
+    const A *input = nullptr, *mean = nullptr, *offset = nullptr;
+    if (line.input != nullptr) {
+      input = load_line<A, T>(line.input + i * line.input_stride, line.input_stride, n, input_stage);
+      mean = load_line<A, A>(line.mean + i * line.mean_stride, line.mean_stride, n, mean_stage);
+    }
+    if (line.offset != nullptr) {
+      offset = load_line<A, A>(line.offset + i * line.offset_stride, line.offset_stride, n, offset_stage);
+    }
+    const auto value = [&](std::int64_t k, std::int64_t lanes) {
+      V v = V::loadu(scale + k, lanes);
+      if (input != nullptr) v = v * (V::loadu(input + k, lanes) - V::loadu(mean + k, lanes));
+      if (offset != nullptr) v = v + V::loadu(offset + k, lanes);
+      return or_zero(keep == nullptr ? nullptr : keep + k, v, lanes);
+    };
+    T* out = reinterpret_cast<T*>(line.result + i * line.result_stride);
+    if (line.result_stride == sizeof(T)) {
+      line.past_cache ? store_vectors<true, A>(out, n, value) : store_vectors<false, A>(out, n, value);
+      continue;
+    }
+    for (std::int64_t k = 0; k < n; ++k) {
+      A lane[V::size()];
+      value(k, 1).store(lane);
+      *reinterpret_cast<T*>(line.result + (i + k) * line.result_stride) = static_cast<T>(lane[0]);
+    }
+  }
+  finish_stores();
+}
+
+template <class T>
+constexpr ReductionsKernel<T> kernel{line<T>, lanes<T>, spread<T>};
+
+}  // namespace
+
+const ReductionsKernels& reductions_kernels() {
+  static constexpr ReductionsKernels kernels{kernel<float>, kernel<double>, kernel<at::BFloat16>, kernel<at::Half>};
+  return kernels;
+}
+
+}  // namespace masked_loss::cpu::CPU_CAPABILITY

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include "common/reductions_work.h"
+#include "cpu/capability.h"
+
+namespace masked_loss::cpu {
+
+inline constexpr std::int64_t kMomentLanes = 512;
+
+// Lines for an operand of `spread`, at the strides of bytes that TensorIterator gives.
+struct SpreadLine {
+  char* result;
+  const char *scale, *input, *mean, *offset, *mask;  // null: not given
+  std::int64_t result_stride, scale_stride, input_stride, mean_stride, offset_stride, mask_stride;
+  std::int64_t count;
+  bool past_cache;
+};
+
+template <class T>
+struct ReductionsKernel {
+  // Elements [begin, end) of a kept row, one after the other.
+  Moments (*line)(const MomentsWork<T>& work, int order, std::int64_t row, std::int64_t begin, std::int64_t end);
+  // Elements [begin, end) of `count` kept rows beside one another in memory, at most kMomentLanes.
+  void (*lanes)(const MomentsWork<T>& work, int order, std::int64_t row, std::int64_t count, std::int64_t begin,
+                std::int64_t end, Moments* results);
+  void (*spread)(const SpreadLine& line);
+};
+
+struct ReductionsKernels {
+  ReductionsKernel<float> of_float;
+  ReductionsKernel<double> of_double;
+  ReductionsKernel<at::BFloat16> of_bfloat16;
+  ReductionsKernel<at::Half> of_half;
+
+  template <class T>
+  const auto& of() const {
+    if constexpr (std::is_same_v<T, float>) {
+      return of_float;
+    } else if constexpr (std::is_same_v<T, double>) {
+      return of_double;
+    } else if constexpr (std::is_same_v<T, at::BFloat16>) {
+      return of_bfloat16;
+    } else {
+      return of_half;
+    }
+  }
+};
+
+MASKED_LOSS_KERNELS(const ReductionsKernels& reductions_kernels());
+
+}  // namespace masked_loss::cpu

@@ -1,0 +1,33 @@
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "common/checks.h"
+#include "common/reductions_operands.h"
+
+namespace masked_loss::meta {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order,
+                                                  at::IntArrayRef dim) {
+  const auto dims = check_moments(input, mask, order, dim);
+  const auto sizes = reduced_sizes(c10::SymDimVector(input.sym_sizes()), dims);
+  const auto options = input.options().dtype(accumulation_type(input.scalar_type()));
+  return {at::empty_symint(sizes, options), order == 1 ? at::empty({0}, options) : at::empty_symint(sizes, options),
+          at::empty_symint(sizes, options.dtype(at::kLong))};
+}
+
+Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+                     const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
+                     at::ScalarType type) {
+  check_spread(scale, input, mean, offset, mask, sizes, type);
+  return at::empty_symint(sizes, scale.options().dtype(type));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(masked_loss, Meta, m) {
+  m.impl("_masked_moments", masked_moments);
+  m.impl("_masked_spread", masked_spread);
+}
+
+}  // namespace masked_loss::meta

@@ -1,0 +1,319 @@
+"""The masked reductions and masked_whiten: torch's of what is kept, whatever lies elsewhere."""
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from masked_loss import masked_mean, masked_std, masked_sum, masked_var, masked_whiten
+from reference import FLOAT_TYPES, HALF_TYPES, assert_near, assert_positive_zero, assert_same_bits
+
+REDUCTIONS = (masked_sum, masked_mean, masked_var, masked_std)
+THEIRS = {masked_sum: torch.sum, masked_mean: torch.mean, masked_var: torch.var, masked_std: torch.std}
+
+every_reduction = pytest.mark.parametrize("function", REDUCTIONS, ids=lambda f: f.__name__)
+every_dtype = pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+
+
+def reduced_dims(rank, dim):
+    return sorted({d % rank for d in ([dim] if isinstance(dim, int) else dim or range(rank))}) if rank else []
+
+
+def expected_of(function, x, keep, dim, keepdim=False, **options):
+    """torch's, in float64, of the kept elements of each slice alone; 0 of none."""
+    rank, dims = x.dim(), reduced_dims(x.dim(), dim)
+    others = [d for d in range(rank) if d not in dims]
+    count = math.prod(x.shape[d] for d in dims)
+    sizes = [x.shape[d] for d in others]
+    lines, kept = (t.permute(*others, *dims).reshape(math.prod(sizes), count) for t in (x.double(), keep))
+    each = [
+        THEIRS[function](line[chosen], 0, **options) if chosen.any() else line.sum() * 0
+        for line, chosen in zip(lines, kept, strict=True)
+    ]
+    result = torch.stack(each) if each else lines.sum(-1)
+    return result.view([1 if d in dims else n for d, n in enumerate(x.shape)] if keepdim else sizes)
+
+
+def value_and_gradient(function, x, upstream, *arguments, **options):
+    leaf = x.detach().requires_grad_()
+    result = function(leaf, *arguments, **options)
+    return result.detach(), torch.autograd.grad(result, leaf, upstream.to(result.dtype))[0]
+
+
+def assert_right(function, x, mask=None, dim=None, **options):
+    keep = torch.ones(x.shape, dtype=torch.bool) if mask is None else (mask != 0).expand(x.shape)
+    safe = x.masked_fill(~keep, 0.0).double().requires_grad_()
+    expected = expected_of(function, safe, keep, dim, **options)
+    upstream = torch.randn(expected.shape).to(x.dtype)
+    value, gradient = value_and_gradient(function, x.masked_fill(~keep, math.nan), upstream, mask, dim, **options)
+    (wanted,) = torch.autograd.grad(expected, safe, upstream.double(), materialize_grads=True)
+    assert value.dtype == gradient.dtype == x.dtype
+    terms = x.numel() / max(value.numel(), 1)
+    size = safe.detach().abs().max().item() if x.numel() else 0.0
+    assert_near(value, expected, largest=size * (terms**0.5 if function is masked_sum else 1.0))
+    finite = wanted.isfinite()
+    assert_near(gradient[finite], wanted[finite], largest=upstream.abs().max().item() if upstream.numel() else 0.0)
+    assert not gradient[~finite].isfinite().any()
+    assert_positive_zero(gradient[~keep])
+
+
+# (shape, dim): what path of the kernels
+PROBLEMS = [
+    ((), None),  # 0-d
+    ((1,), 0),
+    ((7,), None),  # shorter than a vector
+    ((3, 17), -1),  # lines
+    ((3, 17), 0),  # lanes
+    ((3, 17), None),  # one line
+    ((5, 5000), 1),  # several blocks, the last of them a part
+    ((2, 70000), 1),  # lines in parts
+    ((100, 700), 0),  # several blocks of lanes, and of rows
+    ((3000, 40), 0),  # lanes in parts
+    ((4, 5, 6, 7), (1, 3)),
+    ((4, 5, 6, 70), (0, 2)),
+    ((4, 5, 6, 70), (0, 1, 2)),
+    ((4, 5, 6), (0, -1)),
+    ((40, 5, 3), (0, 1)),  # a few results beside one another
+]
+
+
+def masks_of(shape):
+    yield None
+    yield torch.rand(shape) < 0.6
+    yield torch.zeros(shape, dtype=torch.bool)
+    yield torch.randint(0, 3, shape) * 256
+    if shape:
+        yield torch.rand(shape[-1:]) < 0.6
+        yield torch.rand([*shape[:-1], 1]) < 0.6
+        yield (torch.rand(shape[::-1]) < 0.6).permute(*reversed(range(len(shape))))
+
+
+@every_reduction
+@every_dtype
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+@pytest.mark.parametrize(("shape", "dim"), PROBLEMS, ids=str)
+def test_is_torchs_of_what_is_kept(function, dtype, shape, dim):
+    for mask in masks_of(shape):
+        x = (torch.randn(shape) + 1).to(dtype)
+        assert_right(function, x, mask, list(dim) if isinstance(dim, tuple) else dim)
+    assert_right(function, x, torch.rand(shape) < 0.6, list(dim) if isinstance(dim, tuple) else dim, keepdim=True)
+
+
+@pytest.mark.parametrize("function", [masked_var, masked_std])
+@pytest.mark.parametrize("correction", [0, 0.5, 2])
+def test_correction(function, correction):
+    assert_right(function, torch.randn(6, 40), torch.rand(6, 40) < 0.6, 1, correction=correction)
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+def test_variances_of_few():
+    x = torch.tensor([3.0, 5.0, 7.0], requires_grad=True)
+    for kept, of_var in [(0, 0.0), (1, math.nan), (2, 2.0), (3, 4.0)]:
+        mask = torch.arange(3) < kept
+        for function in (masked_var, masked_std):
+            value = function(x, mask)
+            torch.testing.assert_close(
+                value.item(), of_var if function is masked_var else math.sqrt(of_var), equal_nan=True
+            )
+            (gradient,) = torch.autograd.grad(value, x)
+            assert_positive_zero(gradient[kept:])
+    same = torch.ones(4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(masked_std(same), same)
+    assert_positive_zero(gradient)  # as torch's
+
+
+def test_variance_is_stable():
+    """Around a mean that is large, in parts whose means differ."""
+    for shape in ((3, 200_000), (200_000, 20)):
+        dim = 1 if shape[0] == 3 else 0
+        x = torch.randn(shape) + torch.linspace(4000, 4010, shape[dim]).view([-1 if d == dim else 1 for d in (0, 1)])
+        mask = torch.rand(shape) < 0.6
+        expected = expected_of(masked_var, x.t() if dim == 0 else x, mask.t() if dim == 0 else mask, 1)
+        torch.testing.assert_close(masked_var(x, mask, dim).double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
+def test_half_types_are_added_in_float32(dtype):
+    x = torch.ones(5000, dtype=dtype)
+    assert masked_sum(x, torch.arange(5000) < 4096).item() == 4096
+    assert masked_mean(x, torch.arange(5000) < 4097).item() == 1
+
+
+def test_integers():
+    x, mask = torch.randint(-9, 9, (4, 50), dtype=torch.int32), torch.rand(4, 50) < 0.5
+    assert_same_bits(masked_sum(x, mask, 1), x.masked_fill(~mask, 0).sum(1))
+    assert_same_bits(masked_sum(mask, mask), mask.sum())
+    with pytest.raises(TypeError, match=r"^masked_mean: expected input of dtype float32, .* got Int"):
+        masked_mean(x, mask)
+
+
+@every_dtype
+@pytest.mark.parametrize(("shape", "dim"), [((7, 50), None), ((7, 50), 1), ((70, 50), 0), ((4, 5, 60), [0, 2])])
+def test_whiten(dtype, shape, dim):
+    x, mask = (torch.randn(shape) * 2 + 3).to(dtype), torch.rand(shape) < 0.6
+    upstream = torch.randn(shape)
+    wide = x.double().requires_grad_()
+    mean = expected_of(masked_mean, wide, mask, dim, keepdim=True)
+    var = expected_of(masked_var, wide, mask, dim, keepdim=True)
+    expected = ((wide - mean) / (var + 1e-8).sqrt()).masked_fill(~mask, 0.0)
+    (wanted,) = torch.autograd.grad(expected, wide, upstream.to(dtype).double())
+    given, garbage = x.masked_fill(~mask, math.nan), upstream.masked_fill(~mask, math.nan)
+    value, gradient = value_and_gradient(masked_whiten, given, garbage, mask, dim)
+    assert_near(value, expected, largest=3.0)
+    assert_near(gradient, wanted.masked_fill(~mask, 0.0), largest=3.0)
+    assert_near(masked_whiten(given, mask, dim), expected, largest=3.0)  # fused, where there is no gradient
+    for tensor in (value, gradient, masked_whiten(given, mask, dim)):
+        assert tensor.dtype == dtype
+        assert_positive_zero(tensor[~mask])
+
+
+@every_reduction
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 3e38])
+def test_what_is_masked_changes_no_bit(function, garbage):
+    x, mask = torch.randn(30, 40, 50), torch.rand(30, 40, 50) < 0.6
+    mask[1], mask[:, 3] = False, False
+    for dim in (None, 0, 1, 2, [0, 2]):
+        value = function(x, mask, dim)
+        upstream, empty = torch.randn(value.shape), ~mask.flatten() if dim is None else None
+        if dim is not None:
+            kept = mask.long().sum(dim) > 0
+            upstream_given = upstream.masked_fill(~kept, garbage)
+        else:
+            upstream_given = upstream
+        clean = value_and_gradient(function, x, upstream, mask, dim)
+        dirty = value_and_gradient(function, x.masked_fill(~mask, garbage), upstream_given, mask, dim)
+        for a, b in zip(clean, dirty, strict=True):
+            assert_same_bits(a, b)
+        assert_positive_zero(dirty[1][~mask])
+        assert empty is None or empty.any()
+
+
+@every_reduction
+def test_what_is_kept_propagates(function):
+    for special in (math.nan, math.inf):
+        x = torch.randn(4, 50)
+        x[1, 7] = special
+        mask = torch.ones(4, 50, dtype=torch.bool)
+        for dim in (1, 0):
+            expected = THEIRS[function](x, dim)
+            torch.testing.assert_close(function(x, mask, dim), expected, equal_nan=True)
+
+
+@every_reduction
+def test_threads_change_no_bit(function, threads):
+    for shape, dim in [((300_000,), None), ((3, 200_001), 1), ((4000, 90), 0), ((70, 80, 90), [0, 2])]:
+        x, mask = torch.randn(shape), torch.rand(shape) < 0.6
+        results = []
+        for count in (1, 3):
+            with threads(count):
+                results.append(value_and_gradient(function, x, torch.ones_like(function(x, mask, dim)), mask, dim))
+        for one, three in zip(*results, strict=True):
+            assert_same_bits(one, three)
+
+
+@every_reduction
+def test_strides(function):
+    x, mask = torch.randn(12, 20, 30), torch.rand(12, 20, 30) < 0.6
+    views = [x.transpose(0, 2), x[:, ::2], x[..., ::3], x[:1].expand(12, 20, 30), x.permute(2, 0, 1)]
+    masks = [mask.transpose(0, 2), mask[:, ::2], mask[..., ::3], mask, mask.permute(2, 0, 1)]
+    for view, chosen in zip(views, masks, strict=True):
+        for dim in (None, 0, 1, 2, [0, 1], [1, 2], [0, 2]):
+            assert_right(function, view.contiguous(), chosen, dim)
+            torch.testing.assert_close(
+                function(view, chosen, dim), function(view.contiguous(), chosen.contiguous(), dim)
+            )
+
+
+@every_reduction
+def test_nothing_to_reduce(function):
+    for shape, dim in [((0,), None), ((3, 0), 1), ((0, 3), 1), ((3, 0), 0), ((2, 0, 4), 1)]:
+        leaf = torch.randn(shape, requires_grad=True)
+        value = function(leaf, torch.ones(shape, dtype=torch.bool), dim)
+        assert value.shape == THEIRS[masked_sum](leaf, dim).shape
+        assert_positive_zero(value)
+        value.sum().backward()
+        assert leaf.grad.shape == leaf.shape
+
+
+@pytest.mark.parametrize("function", [*REDUCTIONS, masked_whiten])
+def test_derivatives(function):
+    x = torch.randn(3, 4, 5, dtype=torch.float64, requires_grad=True)
+    mask = torch.rand(3, 1, 5) < 0.7
+    mask[1, :, :3] = True
+    mask[2] = True
+    for dim in (None, 1, [0, 2]):
+
+        def curved(x, dim=dim):
+            return function(x * x, mask, dim)
+
+        if function is masked_sum or dim != 1:
+            assert torch.autograd.gradcheck(curved, x, check_forward_ad=True)
+            assert torch.autograd.gradgradcheck(curved, x, check_fwd_over_rev=True)
+
+
+def test_a_sum_does_not_keep_its_input():
+    x, packed = torch.randn(5, 5, requires_grad=True) * 1, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.data_ptr()) or t, lambda t: t):
+        masked_mean(x, torch.rand(5, 5) < 0.5)
+    assert x.data_ptr() not in packed
+
+
+class TestErrors:
+    X = torch.zeros(2, 3, 4)
+
+    @pytest.mark.parametrize("function", [*REDUCTIONS, masked_whiten], ids=lambda f: f.__name__)
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            (dict(mask=torch.ones(4)), TypeError, "expected mask of dtype bool or an integer dtype, got Float"),
+            (dict(mask=torch.ones(3, dtype=torch.bool)), RuntimeError, r"expected mask to broadcast to input.*\[3\]"),
+            (dict(dim=3), IndexError, r"expected dim in \[-3, 2\], got 3"),
+            (dict(dim=[0, -3]), RuntimeError, "expected dim to name each dimension once"),
+            (dict(input=X.cfloat()), TypeError, "expected real input, got ComplexFloat"),
+            (dict(input=X.to_sparse()), TypeError, "expected input to be a dense tensor, got a sparse one"),
+            (dict(mask=torch.ones(4, dtype=torch.bool, device="meta")), RuntimeError, "expected mask on the device of"),
+        ],
+    )
+    def test_messages(self, function, change, error, message):
+        for way in (function, getattr(torch.ops.masked_loss, function.__name__)):
+            with pytest.raises(error, match=f"^{function.__name__}: {message}"):
+                way(**(dict(input=self.X) | change))
+
+
+IN_A_CHILD = """
+import sys, torch, masked_loss
+problems = torch.load(sys.argv[1])
+results = []
+for x, mask, dim in problems:
+    for name in ("masked_sum", "masked_mean", "masked_var", "masked_std"):
+        leaf = x.clone().requires_grad_()
+        result = getattr(masked_loss, name)(leaf, mask, dim)
+        result.sum().backward()
+        results.append((result.detach(), leaf.grad))
+torch.save(results, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_every_instruction_set(capability, tmp_path):
+    """Which kernels run is chosen once in a process, by torch's own variable; what the machine lacks falls back."""
+    problems = [
+        (torch.randn(60, 70).to(dtype), torch.rand(60, 70) < 0.6, dim)
+        for dtype, dim in itertools.product(FLOAT_TYPES, (0, 1))
+    ]
+    torch.save(problems, tmp_path / "problems.pt")
+    command = [sys.executable, "-c", IN_A_CHILD, tmp_path / "problems.pt", tmp_path / "results.pt"]
+    subprocess.run(command, check=True, env={**os.environ, "ATEN_CPU_CAPABILITY": capability})
+    results = iter(torch.load(tmp_path / "results.pt"))
+    for x, mask, dim in problems:
+        for function in REDUCTIONS:
+            value, gradient = next(results)
+            exact = x.double().requires_grad_()
+            expected = expected_of(function, exact, mask, dim)
+            (wanted,) = torch.autograd.grad(expected.sum(), exact)
+            assert_near(value, expected, largest=10.0)
+            assert_near(gradient, wanted, largest=1.0)
