@@ -2,7 +2,7 @@
 // one copy for all of them.
 #include "cpu/cross_entropy_kernel.h"
 
-#include "cpu/vectors.h"
+#include "cpu/blocks.h"
 
 namespace masked_loss::cpu::CPU_CAPABILITY {
 namespace {
@@ -21,96 +21,6 @@ bool past_cache(const CrossEntropyWork<T, A>& work) {
 template <class A>
 A* next_line(A* scratch) {
   return reinterpret_cast<A*>((reinterpret_cast<std::uintptr_t>(scratch) + 63) / 64 * 64);
-}
-
-// Vectors of the logits x, or of a part of one at the end: take(vector, position, lanes). Half types give two at once.
-template <class A, class T, class Take>
-void for_vectors(const T* x, std::int64_t n, const Take& take) {
-  using V = Vectorized<A>;
-  constexpr std::int64_t size = V::size();
-  std::int64_t i = 0;
-  if constexpr (std::is_same_v<T, A>) {
-    for (; i + 2 * size <= n; i += 2 * size) {
-      take(V::loadu(x + i), i, size);
-      take(V::loadu(x + i + size), i + size, size);
-    }
-    for (; i < n; i += size) {
-      const auto lanes = std::min(size, n - i);
-      take(V::loadu(x + i, lanes), i, lanes);
-    }
-  } else {
-    for (; i < n; i += 2 * size) {
-      const auto lanes = std::min(2 * size, n - i);
-      const auto loaded = lanes == 2 * size ? Vectorized<T>::loadu(x + i) : Vectorized<T>::loadu(x + i, lanes);
-      const auto [low, high] = at::vec::convert_to_float<T>(loaded);
-      take(low, i, std::min(size, lanes));
-      if (lanes > size) take(high, i + size, lanes - size);
-    }
-  }
-}
-
-// A block of logits as A, masked classes as -inf: where it lies, or in `stage`.
-template <class T, class A>
-const A* load_block(const T* x, const bool* allowed, std::int64_t n, A* stage) {
-  using V = Vectorized<A>;
-  if constexpr (std::is_same_v<T, A>) {
-    if (allowed == nullptr) return x;
-  }
-  const V minus_infinity(-std::numeric_limits<A>::infinity());
-  for_vectors<A>(x, n, [&](V v, std::int64_t i, std::int64_t lanes) {
-    if (allowed != nullptr) v = select(allowed + i, v, minus_infinity, lanes);
-    v.store(stage + i, lanes);
-  });
-  return stage;
-}
-
-// NaN may be lost: the exponentials have it.
-template <class A>
-A max_of(const A* x, std::int64_t n) {
-  using V = Vectorized<A>;
-  const V lowest(std::numeric_limits<A>::lowest());
-  V max0 = lowest, max1 = lowest, max2 = lowest, max3 = lowest;
-  std::int64_t i = 0;
-  for (; i + 4 * V::size() <= n; i += 4 * V::size()) {
-    max0 = larger(V::loadu(x + i), max0);
-    max1 = larger(V::loadu(x + i + V::size()), max1);
-    max2 = larger(V::loadu(x + i + 2 * V::size()), max2);
-    max3 = larger(V::loadu(x + i + 3 * V::size()), max3);
-  }
-  for (; i + V::size() <= n; i += V::size()) max0 = larger(V::loadu(x + i), max0);
-  if (i < n) max1 = larger(V::set(lowest, V::loadu(x + i, n - i), n - i), max1);
-  return max_lanes(larger(larger(max0, max1), larger(max2, max3)));
-}
-
-// Σ exp(x - max); with Store, each of them goes to `out`. `ahead` is what is read next, of `step` bytes for each vector
-// here: it is fetched while the exponentials keep the core busy.
-template <bool Store, class A>
-A exp_sum(const A* x, A* out, std::int64_t n, A max, const void* ahead = nullptr, int step = 0) {
-  using V = Vectorized<A>;
-  const char* next = static_cast<const char*>(ahead);
-  const V shift(max);
-  V sum0(0), sum1(0);
-  std::int64_t i = 0;
-  for (; i + 2 * V::size() <= n; i += 2 * V::size()) {
-    if (next != nullptr) {
-      for (int fetched = 0; fetched < 2 * step; fetched += 64) __builtin_prefetch(next + fetched);
-      next += 2 * step;
-    }
-    const V e0 = exp_of_negative(V::loadu(x + i) - shift), e1 = exp_of_negative(V::loadu(x + i + V::size()) - shift);
-    if constexpr (Store) {
-      e0.store(out + i);
-      e1.store(out + i + V::size());
-    }
-    sum0 = sum0 + e0;
-    sum1 = sum1 + e1;
-  }
-  for (; i < n; i += V::size()) {
-    const auto lanes = std::min<std::int64_t>(V::size(), n - i);
-    const V e = exp_of_negative(V::loadu(x + i, lanes) - shift);
-    if constexpr (Store) e.store(out + i, lanes);
-    sum0 = V::set(sum0, sum0 + e, lanes);
-  }
-  return sum_lanes(sum0 + sum1);
 }
 
 // What label smoothing sums over a block, shifted by its maximum so that large logits lose no digits.

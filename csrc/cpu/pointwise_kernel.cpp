@@ -2,7 +2,7 @@
 // one copy for all of them.
 #include "cpu/pointwise_kernel.h"
 
-#include "cpu/vectors.h"
+#include "cpu/blocks.h"
 
 namespace masked_loss::cpu::CPU_CAPABILITY {
 namespace {

@@ -8,7 +8,6 @@
 #include "common/huge_pages.h"
 #include "common/masked_fill.h"
 #include "common/reductions_operands.h"
-#include "cpu/masked_fill_kernel.h"
 #include "cpu/parallel.h"
 #include "cpu/reductions_kernel.h"
 
@@ -133,7 +132,7 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
   const int of_scale = add(scale, accumulation), of_input = add(input, type), of_mean = add(mean, accumulation),
             of_offset = add(offset, accumulation), of_mask = add(mask, at::kBool);
   auto iterator = config.build();
-  const bool past_cache = result.nbytes() >= static_cast<std::size_t>(kPastCache);
+  const bool past_cache = static_cast<std::int64_t>(result.nbytes()) >= kPastCache;
   dispatch(type, [&](auto t) {
     const auto& kernel = kernels().template of<decltype(t)>();
     iterator.for_each([&](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t lines) {

@@ -13,12 +13,6 @@ constexpr std::int64_t kRows = 32;     // the same, of lanes
 template <class T>
 using Accumulation = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-std::int64_t count_true(const bool* keep, std::int64_t n) {
-  std::int64_t count = 0;
-  for (std::int64_t i = 0; i < n; ++i) count += keep[i];
-  return count;
-}
-
 // Σ term(x) over what is kept.
 template <bool masked, class A, class T, class Term>
 A sum_of(const T* x, const bool* keep, std::int64_t n, const Term& term) {
@@ -52,7 +46,7 @@ template <int order, class T>
 Moments moments_of(const T* x, const bool* keep, std::int64_t n) {
   using A = Accumulation<T>;
   using V = Vectorized<A>;
-  const auto count = keep == nullptr ? n : count_true(keep, n);
+  const auto count = keep == nullptr ? n : count_nonzero(keep, n);
   if (count == 0) return {};
   const auto sum = [&](const auto& term) {
     return keep == nullptr ? sum_of<false, A>(x, keep, n, term) : sum_of<true, A>(x, keep, n, term);

@@ -11,8 +11,7 @@ namespace {
 
 using Pass = SoftmaxPass;
 
-constexpr std::int64_t kBlock = 2048;         // classes of a row that are visited together
-constexpr std::int64_t kPastCache = 1 << 23;  // bytes; a larger result is stored past the cache
+constexpr std::int64_t kBlock = 2048;  // classes of a row that are visited together
 
 template <class A>
 constexpr A kInfinity = std::numeric_limits<A>::infinity();

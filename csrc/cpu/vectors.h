@@ -178,7 +178,8 @@ Vectorized<A> select(const Byte* allowed, Vectorized<A> v, Vectorized<A> other,
   return Vectorized<A>::loadu(ours);
 }
 
-inline std::int64_t count_nonzero(const std::uint8_t* bytes, std::int64_t n) {
+template <class Byte>
+std::int64_t count_nonzero(const Byte* bytes, std::int64_t n) {
   std::int64_t count = 0, i = 0;
 #if defined(CPU_CAPABILITY_AVX512)
   for (; i + 64 <= n; i += 64) {
@@ -192,7 +193,7 @@ inline std::int64_t count_nonzero(const std::uint8_t* bytes, std::int64_t n) {
     count += 32 - std::popcount(static_cast<unsigned>(zeros));
   }
 #endif
-  for (; i < n; ++i) count += bytes[i] != 0;
+  for (; i < n; ++i) count += bytes[i] != Byte(0);
   return count;
 }
 
@@ -258,36 +259,6 @@ void fill(T* out, std::int64_t n, T value) {
   const Vectorized<T> values(value);
   for (; i + Vectorized<T>::size() <= n; i += Vectorized<T>::size()) store<past_cache>(values, out + i);
   for (; i < n; ++i) out[i] = value;
-}
-
-// Takes value(position, lanes) for each vector of a row of T, computed in A, and stores it.
-template <bool past_cache, class A, class T, class Value>
-void store_vectors(T* out, std::int64_t n, const Value& value) {
-  using V = Vectorized<A>;
-  constexpr std::int64_t size = V::size();
-  const auto store_part = [&](std::int64_t i, std::int64_t lanes) {
-    if constexpr (std::is_same_v<T, A>) {
-      value(i, lanes).store(out + i, lanes);
-    } else {
-      const V low = value(i, std::min(size, lanes)), high = lanes > size ? value(i + size, lanes - size) : V(0);
-      at::vec::convert_from_float<T>(low, high).store(out + i, lanes);
-    }
-  };
-  constexpr std::int64_t step = Vectorized<T>::size();
-  std::int64_t i = 0;
-  if constexpr (past_cache) {
-    const auto head = before_line(out, n);
-    for (; i < head; i += step) store_part(i, std::min(step, head - i));
-    i = head;
-  }
-  for (; i + step <= n; i += step) {
-    if constexpr (std::is_same_v<T, A>) {
-      store<past_cache>(value(i, size), out + i);
-    } else {
-      store<past_cache>(at::vec::convert_from_float<T>(value(i, size), value(i + size, size)), out + i);
-    }
-  }
-  if (i < n) store_part(i, n - i);
 }
 
 #if defined(CPU_CAPABILITY_AVX512)

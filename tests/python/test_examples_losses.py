@@ -58,3 +58,20 @@ def test_classes_by_task():
     assert numbers(r"classes a task has not: (\d+)", printed) == [0]
     losses = numbers(r"step +\d+: loss (\S+)", printed)
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_attention():
+    printed = output_of("attention.py", "--steps=31")
+    differences = numbers(r"Difference .*: (\S+)", printed)
+    assert len(differences) == 2
+    assert max(differences) < 1e-5
+    losses = numbers(r"step +\d+: loss (\S+)", printed)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_distillation():
+    printed = output_of("distillation.py", "--steps=41")
+    assert numbers(r"Difference: (\S+)", printed)[0] < 1e-6
+    assert numbers(r"not 0 in the padding: (\d+)", printed) == [0]
+    losses = numbers(r"step +\d+: loss (\S+)", printed)
+    assert losses[-1] < 0.9 * losses[0]
