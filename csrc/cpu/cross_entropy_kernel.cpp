@@ -8,8 +8,7 @@ namespace masked_loss::cpu::CPU_CAPABILITY {
 namespace {
 
 constexpr std::int64_t kSmallClasses = 64;  // up to here, rows are computed beside one another in vectors
-constexpr std::int64_t kLanes = 512;  // rows beside one another: of neighbours in memory, as many as make long reads
-constexpr std::int64_t kTransposedLanes = 128;
+constexpr std::int64_t kLanes = 128;        // rows beside one another; few classes of them stay in the L1 cache
 constexpr std::int64_t kLongRow = 1 << 18;  // classes; exponentials of a longer row would not stay in the L2 cache
 
 template <class T, class A>
@@ -244,10 +243,9 @@ class TileKernel {
     std::fill(target_allowed_, target_allowed_ + lanes_, true);
   }
 
-  // Fewer where the tile would not stay in the cache, or where there would not be tiles for many threads.
+  // Fewer where there would not be tiles for many threads.
   static std::int64_t lanes(const CrossEntropyWork<T, A>& work) {
-    auto lanes = work.logits_stride == 1 ? kTransposedLanes : kLanes;
-    while (lanes > kLongLanes && lanes * work.classes > kTile) lanes /= 2;
+    auto lanes = kLanes;
     while (lanes > kFewLanes && lanes * kTiles > work.rows.count) lanes /= 2;
     return lanes;
   }
@@ -265,7 +263,7 @@ class TileKernel {
   using V = Vectorized<A>;
   static constexpr std::int64_t kTile = 1 << 17;  // elements that stay in the L2 cache
   static constexpr std::int64_t kTileBlock = 16;  // classes, where the tile does not
-  static constexpr std::int64_t kLongLanes = 128, kFewLanes = 32, kTiles = 16;
+  static constexpr std::int64_t kFewLanes = 32, kTiles = 16;
   static constexpr std::int64_t kGroup = 4;  // classes that a pass takes together
   static constexpr std::int64_t kPadded = kLanes + V::size();
 
@@ -567,9 +565,10 @@ class TileKernel {
     const V weight(work_.weight == nullptr ? A(1) : work_.weight[c + i]), index(static_cast<A>(i));
     return [=, this, smooths = work_.label_smoothing != 0, keeps = keeps_tile_, masks = any_masked_](std::int64_t w) {
       const V x = from.at(i, w), e = keeps ? x : exp_of_negative(x - V::loadu(max_ + w));
-      V gradient = e * V::loadu(scale_ + w);
-      if (smooths) gradient = gradient - V::loadu(smoothed_ + w) * weight;
-      gradient = less_where_equal(gradient, V::loadu(target_class_ + w), index, V::loadu(target_gradient_ + w));
+      V less = where_equal(V::loadu(target_class_ + w), index, V::loadu(target_gradient_ + w));
+      if (smooths) less = less + V::loadu(smoothed_ + w) * weight;
+      // Not left to the compiler, which might choose another rounding in another loop.
+      const V gradient = at::vec::fmsub(e, V::loadu(scale_ + w), less);
       return masks ? select(kept_ + w, gradient, V(0)) : gradient;
     };
   }

@@ -197,13 +197,19 @@ std::int64_t count_nonzero(const Byte* bytes, std::int64_t n) {
   return count;
 }
 
-// v - term in the lanes where a equals b, else v.
+// v in the lanes where a equals b, else 0.
 template <class A>
-Vectorized<A> less_where_equal(Vectorized<A> v, Vectorized<A> a, Vectorized<A> b, Vectorized<A> term) {
+Vectorized<A> where_equal(Vectorized<A> a, Vectorized<A> b, Vectorized<A> v) {
 #if defined(CPU_CAPABILITY_AVX512)
-  if constexpr (std::is_same_v<A, float>) return _mm512_mask_sub_ps(v, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), v, term);
+  if constexpr (std::is_same_v<A, float>) return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), v);
 #endif
-  return v - ((a == b) & term);
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  return (a == b) & v;
+#else
+  A result[Vectorized<A>::size()];  // bits of such vectors are taken byte by byte
+  for (int i = 0; i < Vectorized<A>::size(); ++i) result[i] = a[i] == b[i] ? v[i] : A(0);
+  return Vectorized<A>::loadu(result);
+#endif
 }
 
 // Where a whole vector goes: through the cache, or past it, to memory that is not read again soon. Memory that is
