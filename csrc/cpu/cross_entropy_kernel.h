@@ -4,6 +4,7 @@
 
 #include "common/cross_entropy.h"
 #include "cpu/capability.h"
+#include "cpu/kernel_table.h"
 
 namespace masked_loss::cpu {
 
@@ -48,25 +49,8 @@ struct CrossEntropyKernel {
   void (*scale)(T* to, const T* from, std::int64_t n, A by);
 };
 
-struct CrossEntropyKernels {
-  CrossEntropyKernel<float, float> of_float;
-  CrossEntropyKernel<double, double> of_double;
-  CrossEntropyKernel<at::BFloat16, float> of_bfloat16;
-  CrossEntropyKernel<at::Half, float> of_half;
-
-  template <class T>
-  const auto& of() const {
-    if constexpr (std::is_same_v<T, float>) {
-      return of_float;
-    } else if constexpr (std::is_same_v<T, double>) {
-      return of_double;
-    } else if constexpr (std::is_same_v<T, at::BFloat16>) {
-      return of_bfloat16;
-    } else {
-      return of_half;
-    }
-  }
-};
+using CrossEntropyKernels = KernelTable<CrossEntropyKernel<float, float>, CrossEntropyKernel<double, double>,
+                                        CrossEntropyKernel<at::BFloat16, float>, CrossEntropyKernel<at::Half, float>>;
 
 MASKED_LOSS_KERNELS(const CrossEntropyKernels& cross_entropy_kernels());
 

@@ -1,10 +1,8 @@
 #pragma once
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
 #include "common/reductions_work.h"
 #include "cpu/capability.h"
+#include "cpu/kernel_table.h"
 
 namespace masked_loss::cpu {
 
@@ -29,25 +27,8 @@ struct ReductionsKernel {
   void (*spread)(const SpreadLine& line);
 };
 
-struct ReductionsKernels {
-  ReductionsKernel<float> of_float;
-  ReductionsKernel<double> of_double;
-  ReductionsKernel<at::BFloat16> of_bfloat16;
-  ReductionsKernel<at::Half> of_half;
-
-  template <class T>
-  const auto& of() const {
-    if constexpr (std::is_same_v<T, float>) {
-      return of_float;
-    } else if constexpr (std::is_same_v<T, double>) {
-      return of_double;
-    } else if constexpr (std::is_same_v<T, at::BFloat16>) {
-      return of_bfloat16;
-    } else {
-      return of_half;
-    }
-  }
-};
+using ReductionsKernels = KernelTable<ReductionsKernel<float>, ReductionsKernel<double>, ReductionsKernel<at::BFloat16>,
+                                      ReductionsKernel<at::Half>>;
 
 MASKED_LOSS_KERNELS(const ReductionsKernels& reductions_kernels());
 

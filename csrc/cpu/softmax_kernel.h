@@ -1,12 +1,10 @@
 #pragma once
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
 #include <cstdint>
 
 #include "common/softmax_work.h"
 #include "cpu/capability.h"
+#include "cpu/kernel_table.h"
 
 namespace masked_loss::cpu {
 
@@ -22,25 +20,8 @@ struct SoftmaxKernel {
                                SoftmaxPass pass);  // of which there should be whole multiples in [begin, end)
 };
 
-struct SoftmaxKernels {
-  SoftmaxKernel<float, float> of_float;
-  SoftmaxKernel<double, double> of_double;
-  SoftmaxKernel<at::BFloat16, float> of_bfloat16;
-  SoftmaxKernel<at::Half, float> of_half;
-
-  template <class T>
-  const auto& of() const {
-    if constexpr (std::is_same_v<T, float>) {
-      return of_float;
-    } else if constexpr (std::is_same_v<T, double>) {
-      return of_double;
-    } else if constexpr (std::is_same_v<T, at::BFloat16>) {
-      return of_bfloat16;
-    } else {
-      return of_half;
-    }
-  }
-};
+using SoftmaxKernels = KernelTable<SoftmaxKernel<float, float>, SoftmaxKernel<double, double>,
+                                   SoftmaxKernel<at::BFloat16, float>, SoftmaxKernel<at::Half, float>>;
 
 MASKED_LOSS_KERNELS(const SoftmaxKernels& softmax_kernels());
 
