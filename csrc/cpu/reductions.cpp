@@ -60,7 +60,7 @@ void reduce_lanes(const MomentsWork<T>& work, int order, Results& results) {
   const auto& kernel = kernels().of<T>();
   const auto inner = work.kept.sizes[work.kept.dims - 1], runs = work.kept.count / inner;
   const auto blocks = divide_up(inner, kMomentLanes), length = work.reduced.count;
-  const auto rows_together = std::max<std::int64_t>(1, kChunk / std::min(inner, kMomentLanes));
+  const auto rows_together = std::max<std::int64_t>(1, 4 * kChunk / std::min(inner, kMomentLanes));
   const auto parts = runs * blocks >= kEnoughTasks ? 1 : std::max<std::int64_t>(1, divide_up(length, rows_together));
   const auto per_part = divide_up(length, parts);
   Results partial(parts * work.kept.count);

@@ -13,9 +13,17 @@ constexpr std::int64_t kRows = 32;     // the same, of lanes
 template <class T>
 using Accumulation = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// Of a block, which is short enough for bytes to count its lines.
 std::int64_t count_true(const bool* keep, std::int64_t n) {
-  std::int64_t count = 0;
-  for (std::int64_t i = 0; i < n; ++i) count += keep[i];
+  constexpr int line = 64;
+  static_assert(kBlock / line < 256);
+  std::uint8_t counts[line] = {};
+  std::int64_t i = 0, count = 0;
+  for (; i + line <= n; i += line) {
+    for (int k = 0; k < line; ++k) counts[k] += keep[i + k];
+  }
+  for (; i < n; ++i) count += keep[i];
+  for (const auto of_line : counts) count += of_line;
   return count;
 }
 
@@ -114,7 +122,8 @@ void lanes_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, 
   const std::int64_t mask_stride = work.kept.strides[1][work.kept.dims - 1];
   bool stage[kMomentLanes];
   A sum[kMomentLanes], center[kMomentLanes], squares[kMomentLanes];
-  std::int32_t counts[kMomentLanes];
+  std::uint8_t counts[kMomentLanes];
+  static_assert(kRows < 256);
   // Adds term(x, lane, n) over the rows [first, last), and counts them.
   const auto add = [&](std::int64_t first, std::int64_t last, bool counting, const auto& term) {
     std::fill(sum, sum + count, A(0));
@@ -134,13 +143,13 @@ void lanes_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, 
   std::fill(results, results + count, Moments());
   for (auto first = begin; first < end; first += kRows) {
     const auto last = std::min(end, first + kRows);
-    std::fill(counts, counts + count, 0);
+    std::fill(counts, counts + count, std::uint8_t(0));
     add(first, last, true, [](V v, std::int64_t, std::int64_t) { return v; });
     if (order == 1) {
       for (std::int64_t w = 0; w < count; ++w) results[w] = merge<1>(results[w], {counts[w], sum[w], 0});
       continue;
     }
-    for (std::int64_t w = 0; w < count; ++w) center[w] = sum[w] / A(std::max(counts[w], 1));
+    for (std::int64_t w = 0; w < count; ++w) center[w] = sum[w] / A(std::max<int>(counts[w], 1));
     const auto deviation = [&](V v, std::int64_t w, std::int64_t n) { return v - V::loadu(center + w, n); };
     add(first, last, false, [&](V v, std::int64_t w, std::int64_t n) {
       const V d = deviation(v, w, n);
@@ -149,7 +158,7 @@ void lanes_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, 
     std::copy(sum, sum + count, squares);
     add(first, last, false, deviation);
     for (std::int64_t w = 0; w < count; ++w) {
-      const double off = double(sum[w]) / std::max(counts[w], 1);
+      const double off = double(sum[w]) / std::max<int>(counts[w], 1);
       results[w] = merge<2>(results[w], around(center[w], off, squares[w], counts[w]));
     }
   }
