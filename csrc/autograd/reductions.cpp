@@ -26,9 +26,10 @@ struct MomentsFunction : Function<MomentsFunction> {
   static constexpr bool is_traceable = true;
 
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask,
-                               std::int64_t order, at::IntArrayRef dim) {
+                               std::int64_t order, at::IntArrayRef dim, Tensor* counts) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto [first, second, count] = handle_of<MaskedMoments>().call(input, mask, order, dim);
+    *counts = count;
     // A sum does not keep its input.
     const bool squares = order == 2;
     ctx->save_for_backward(
@@ -36,7 +37,7 @@ struct MomentsFunction : Function<MomentsFunction> {
     ctx->saved_data["sizes"] = input.sym_sizes();
     ctx->saved_data["type"] = static_cast<std::int64_t>(input.scalar_type());
     ctx->set_materialize_grads(false);
-    return {first, second, count};
+    return squares ? variable_list{first, second} : variable_list{first};
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -44,16 +45,16 @@ struct MomentsFunction : Function<MomentsFunction> {
     const auto mask = saved[0].defined() ? OptionalTensor(saved[0]) : std::nullopt;
     const auto sizes = ctx->saved_data["sizes"].toSymIntVector();
     const auto type = static_cast<at::ScalarType>(ctx->saved_data["type"].toInt());
-    const auto &of_first = grads[0], &of_squares = grads[1], &input = saved[1];
+    const auto &of_first = grads[0], &input = saved[1];
     Tensor gradient;
     OptionalTensor share;
     if (of_first.defined()) share = input.defined() ? of_first / saved[3].clamp_min(1) : of_first;
-    if (of_squares.defined() && input.defined()) {
-      gradient = spread(2 * of_squares, input, saved[2], share, mask, sizes, type);
+    if (input.defined() && grads[1].defined()) {
+      gradient = spread(2 * grads[1], input, saved[2], share, mask, sizes, type);
     } else if (share) {
       gradient = spread(*share, {}, {}, {}, mask, sizes, type);
     }
-    return {gradient, Tensor(), Tensor(), Tensor()};
+    return {gradient, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -63,8 +64,9 @@ struct Differentiable {
   static std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order,
                                                     at::IntArrayRef dim) {
     if (wants_grad(input)) {
-      auto results = MomentsFunction::apply(input, mask, order, dim);
-      return {results[0], results[1], results[2]};
+      Tensor count;  // an integer: no output of something differentiable
+      const auto results = MomentsFunction::apply(input, mask, order, dim, &count);
+      return {results[0], order == 2 ? results[1] : Tensor(), count};
     }
     const at::AutoDispatchBelowADInplaceOrView below;
     return handle_of<MaskedMoments>().call(input, mask, order, dim);

@@ -96,10 +96,13 @@ Tensor reduce_std(const ReductionSteps& by, const Tensor& given, const OptionalT
 }
 
 Tensor whiten(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask, at::IntArrayRef dim) {
-  const auto input = resolve_reduction(MaskedWhiten::op, given, mask, dim);
+  auto input = resolve_reduction(MaskedWhiten::op, given, mask, dim);
+  // The gradient has several terms, which are added before they are rounded.
+  if (is_differentiated(input)) input = input.to(accumulation_type(input.scalar_type()));
   const auto [mean, squares, count] = by.moments(input, mask, 2, dim);
   const auto scale = (variance(squares, count, 1) + kEpsilon).rsqrt();
-  return by.spread(scale, input, mean, {}, mask, input.sym_sizes(), input.scalar_type());
+  const auto white = by.spread(scale, input, mean, {}, mask, input.sym_sizes(), input.scalar_type());
+  return white.to(given.scalar_type());
 }
 
 }  // namespace masked_loss

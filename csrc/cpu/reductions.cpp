@@ -59,7 +59,7 @@ void reduce_lanes(const MomentsWork<T>& work, int order, Results& results) {
   const auto& kernel = kernels().of<T>();
   const auto inner = work.kept.sizes[work.kept.dims - 1], runs = work.kept.count / inner;
   const auto blocks = divide_up(inner, kMomentLanes), length = work.reduced.count;
-  const auto rows_together = std::max<std::int64_t>(1, kChunk / std::min(inner, kMomentLanes));
+  const auto rows_together = std::max<std::int64_t>(1, 4 * kChunk / std::min(inner, kMomentLanes));
   const auto parts = runs * blocks >= kEnoughTasks ? 1 : std::max<std::int64_t>(1, divide_up(length, rows_together));
   const auto per_part = divide_up(length, parts);
   Results partial(parts * work.kept.count);
@@ -119,7 +119,7 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
                      at::ScalarType type) {
   check_spread(scale, input, mean, offset, mask, symbolic_sizes, type);
   const auto sizes = C10_AS_INTARRAYREF_SLOW(symbolic_sizes);
-  auto result = empty_output(at::empty({1}, scale.options().dtype(type)).expand(sizes), at::MemoryFormat::Contiguous);
+  auto result = empty_output(at::empty({}, scale.options().dtype(type)).expand(sizes), at::MemoryFormat::Contiguous);
   const auto accumulation = accumulation_type(type);
   at::TensorIteratorConfig config;
   config.set_check_mem_overlap(false).check_all_same_dtype(false).resize_outputs(false).add_output(result);

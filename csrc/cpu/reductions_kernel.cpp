@@ -42,6 +42,12 @@ A sum_of(const T* x, const bool* keep, std::int64_t n, const Term& term) {
   return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
+// The second moments from sums around a center that rounding has put `off` from the mean.
+Moments around(double center, double off, double squares, std::int64_t count) {
+  const double second = squares - off * off * static_cast<double>(count);
+  return {count, center + off, second < 0 ? 0 : second};  // not std::max, which loses NaN
+}
+
 template <int order, class T>
 Moments moments_of(const T* x, const bool* keep, std::int64_t n) {
   using A = Accumulation<T>;
@@ -53,12 +59,11 @@ Moments moments_of(const T* x, const bool* keep, std::int64_t n) {
   };
   const double total = sum([](V v) { return v; });
   if (order == 1) return {count, total, 0};
-  const double mean = total / static_cast<double>(count);
-  const V center(static_cast<A>(mean));
+  const A near = static_cast<A>(total / static_cast<double>(count));
+  const V center(near);
   const double squares = sum([&](V v) { return (v - center) * (v - center); });
-  // The center was rounded: that far from the mean, squares are as much too large.
-  const double off = mean - static_cast<double>(static_cast<A>(mean));
-  return {count, mean, std::max(0.0, squares - off * off * static_cast<double>(count))};
+  const double off = double(sum([&](V v) { return v - center; })) / static_cast<double>(count);
+  return around(near, off, squares, count);
 }
 
 // The elements, `stride` apart, beside one another.
@@ -102,8 +107,9 @@ void lanes_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, 
   const auto base = work.kept.offsets(row);
   const std::int64_t mask_stride = work.kept.strides[1][work.kept.dims - 1];
   bool stage[kMomentLanes];
-  A sum[kMomentLanes], mean[kMomentLanes];
-  std::int32_t counts[kMomentLanes];
+  A sum[kMomentLanes], center[kMomentLanes], squares[kMomentLanes];
+  std::uint8_t counts[kMomentLanes];
+  static_assert(kRows < 256);
   // Adds term(x, lane, n) over the rows [first, last), and counts them.
   const auto add = [&](std::int64_t first, std::int64_t last, bool counting, const auto& term) {
     std::fill(sum, sum + count, A(0));
@@ -123,18 +129,24 @@ void lanes_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, 
   std::fill(results, results + count, Moments());
   for (auto first = begin; first < end; first += kRows) {
     const auto last = std::min(end, first + kRows);
-    std::fill(counts, counts + count, 0);
+    std::fill(counts, counts + count, std::uint8_t(0));
     add(first, last, true, [](V v, std::int64_t, std::int64_t) { return v; });
     if (order == 1) {
       for (std::int64_t w = 0; w < count; ++w) results[w] = merge<1>(results[w], {counts[w], sum[w], 0});
       continue;
     }
-    for (std::int64_t w = 0; w < count; ++w) mean[w] = sum[w] / A(std::max(counts[w], 1));
+    for (std::int64_t w = 0; w < count; ++w) center[w] = sum[w] / A(std::max<int>(counts[w], 1));
+    const auto deviation = [&](V v, std::int64_t w, std::int64_t n) { return v - V::loadu(center + w, n); };
     add(first, last, false, [&](V v, std::int64_t w, std::int64_t n) {
-      const V d = v - V::loadu(mean + w, n);
+      const V d = deviation(v, w, n);
       return d * d;
     });
-    for (std::int64_t w = 0; w < count; ++w) results[w] = merge<2>(results[w], {counts[w], mean[w], sum[w]});
+    std::copy(sum, sum + count, squares);
+    add(first, last, false, deviation);
+    for (std::int64_t w = 0; w < count; ++w) {
+      const double off = double(sum[w]) / std::max<int>(counts[w], 1);
+      results[w] = merge<2>(results[w], around(center[w], off, squares[w], counts[w]));
+    }
   }
 }
 

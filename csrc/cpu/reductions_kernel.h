@@ -6,7 +6,7 @@
 
 namespace masked_loss::cpu {
 
-inline constexpr std::int64_t kMomentLanes = 512;
+inline constexpr std::int64_t kMomentLanes = 2048;
 
 // Lines for an operand of `spread`, at the strides of bytes that TensorIterator gives.
 struct SpreadLine {
