@@ -121,7 +121,7 @@ def case(group: str, loss: str, elements: int, goals: Dict[str, float], *others:
         input_bytes=elements * problem.dtype.itemsize,
         moved=0 if group == "small" else moved,
         floor=COPY if problem.backward else READ,
-        most_memory=None if group == "small" else (1 + with_var) * problem.backward + 0.05,
+        most_memory=(1 + with_var) * problem.backward + 0.05 if group == "goals" else None,
         huge_pages=HUGE_EAGER in peers,
     )
 

@@ -18,7 +18,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--filter", default="", help="only cases with this in their names")
     parser.add_argument("--group", help="only cases of this group")
     parser.add_argument("--threads", type=int, default=len(CORES))
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each case (default: 3)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each case (default: 1)")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that the benchmarks run")
     parser.add_argument("--json", type=Path, help="write the numbers, and of what machine they are")
     parser.add_argument("--plots", type=Path, help="draw into this folder")
