@@ -58,11 +58,6 @@ Softmax<A>* softmax_of(const Tensor& states) {
 // goes or null, where the gradient goes or null) -> the loss in the accumulation dtype.
 template <auto forward>
 struct CrossEntropyOps {
-  static Tensor loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                     const CrossEntropyOptions& options) {
-    return forward(input, target, mask, options, CrossEntropyMode::Forward, nullptr, nullptr).to(result_type(input));
-  }
-
   static std::tuple<Tensor, Tensor> loss_and_softmax(const Tensor& input, const Tensor& target,
                                                      const OptionalTensor& mask, const CrossEntropyOptions& options) {
     Tensor softmax;
@@ -79,7 +74,6 @@ struct CrossEntropyOps {
 
   template <class Library>
   static void implement(Library& m) {
-    m.impl("cross_entropy", CrossEntropy::kernel<loss>);
     m.impl("_cross_entropy_forward", CrossEntropyForward::kernel<loss_and_softmax>);
     m.impl("_cross_entropy_forward_grad", CrossEntropyForwardGrad::kernel<loss_and_gradient>);
   }

@@ -11,6 +11,7 @@ template <class A>
 RowView<A>::RowView(const RowArguments& rows_of) : arguments(rows_of), view{} {
   constexpr auto type = std::is_same_v<A, double> ? at::kDouble : at::kFloat;
   const auto& target = arguments.target;
+  TORCH_CHECK(!arguments.probabilities, "_", arguments.op, ": expected target of class indices, got probabilities");
   std::array<at::DimVector, 4> strides;
   view.target = target.const_data_ptr();
   view.target_bytes = static_cast<int>(target.itemsize());

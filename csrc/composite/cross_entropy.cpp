@@ -16,6 +16,7 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
+#include "autograd/paths.h"
 #include "composite/masks.h"
 #include "composite/reduce.h"
 
@@ -160,10 +161,20 @@ Tensor composite_scale_gradient(const Tensor& gradient, const Tensor& grad) {
 namespace masked_loss::composite {
 namespace {
 
-Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                     const CrossEntropyOptions& options) {
+Tensor cross_entropy_batched(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                             const CrossEntropyOptions& options) {
   return composite_cross_entropy(input, target, mask, options)
       .to(result_type(input, cross_entropy_type(input, target)));
+}
+
+// Below autograd: by the inner op where the device has its kernel, which is for class indices.
+Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                     const CrossEntropyOptions& options) {
+  static const auto forward = CrossEntropyForward::find(CrossEntropyForward::name);
+  if (check_cross_entropy(input, target, mask, options).probabilities || !has_kernel(forward, input)) {
+    return cross_entropy_batched(input, target, mask, options);
+  }
+  return std::get<0>(CrossEntropyForward::call(forward, input, target, mask, options)).to(result_type(input));
 }
 
 Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const LossNormalizerOptions& options) {
@@ -206,7 +217,7 @@ TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
-  m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
+  m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy_batched>);
   m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
   m.impl("check_targets", check_targets_batched);
   m.impl("_cross_entropy_backward", CrossEntropyBackward::kernel<composite_cross_entropy_backward>);

@@ -189,3 +189,13 @@ def test_dtypes_of_probabilities_promote():
             loss = masked_loss.cross_entropy(x.to(a).requires_grad_(), probabilities.to(b))
             assert loss.dtype == torch.promote_types(a, b)
             assert_near(loss, reference.cross_entropy(x.to(a), probabilities.to(b)))
+
+
+def test_probabilities_below_autograd():
+    """In inference mode the dispatcher goes straight to the backend."""
+    x, probabilities, mask = torch.randn(5, 7), torch.rand(5, 7), torch.tensor([1, 0, 1, 1, 0])
+    with torch.inference_mode():
+        loss = masked_loss.cross_entropy(x.clone(), probabilities.clone(), mask)
+    assert_same_bits(loss, masked_loss.cross_entropy(x, probabilities, mask))
+    with pytest.raises(RuntimeError, match="expected target of class indices"):
+        torch.ops.masked_loss._cross_entropy_forward(x, probabilities)
