@@ -53,6 +53,7 @@ class CrossEntropy:
     backward: bool = True
     masked: Optional[float] = None
     option: str = ""
+    probabilities: bool = False
     peers: Tuple[str, ...] = (EAGER,)
 
     def __str__(self) -> str:
@@ -60,7 +61,7 @@ class CrossEntropy:
         parts = [shape, str(self.dtype).removeprefix("torch."), "forward" + "+backward" * self.backward]
         if self.masked is not None:
             parts.append(f"{self.masked:.0%} masked")
-        return ", ".join(parts + [self.option] * bool(self.option))
+        return ", ".join(parts + [self.option] * bool(self.option) + ["class probabilities"] * self.probabilities)
 
     @property
     def input_bytes(self) -> int:
@@ -69,7 +70,10 @@ class CrossEntropy:
     def __call__(self, device: torch.device) -> Dict[str, Call]:
         classes, rows = self.shape[1], (self.shape[0], *self.shape[2:])
         logits = torch.randn(self.shape, device=device).to(self.dtype).requires_grad_(self.backward)
-        target = torch.randint(classes, rows, device=device)
+        if self.probabilities:
+            target = torch.randn(self.shape, device=device).softmax(1).to(self.dtype)
+        else:
+            target = torch.randint(classes, rows, device=device)
         mask = torch.rand(rows, device=device) >= self.masked if self.masked is not None else None
         ignored = target if mask is None else torch.where(mask, target, -100)
         option = OPTIONS[self.option](logits) if self.option else {}
@@ -108,7 +112,7 @@ def case(group: str, shape: Tuple[int, ...], goals: Dict[str, float], *others: s
     peers = {*goals, *others}
     problem = CrossEntropy(shape, peers=tuple(peers - {HUGE_EAGER}), **kind)
     share = 1 - (problem.masked or 0)
-    moved = 0 if group == "small" else share + problem.backward
+    moved = 0 if group == "small" else share * (1 + problem.probabilities) + problem.backward
     return Case(
         f"cross_entropy {problem}",
         problem,
@@ -138,8 +142,14 @@ def cases(tiny: bool) -> List[Case]:
         case("goals", many, {EAGER: 10}),
         case("goals", inner, {EAGER: 8}),
         case("goals", image, {EAGER: 4}),
+        case("goals", large, {EAGER: 8, **dict.fromkeys(compiles, 5), HUGE_EAGER: 2.5}, probabilities=True),
     ]
-    small = [case("small", s, {EAGER: 1.2}, backward=b) for s in [(8, 10), (32, 100)] for b in (False, True)]
+    small = [
+        case("small", shape, {EAGER: goal}, backward=backward, probabilities=probabilities)
+        for probabilities, goal in ((False, 1.2), (True, 1.0))
+        for shape in [(8, 10), (32, 100)]
+        for backward in (False, True)
+    ]
     # At most a quarter more; a dense class mask is a byte for each element beside the eight that are moved anyway.
     most = {option: 0.8 for option in OPTIONS} | {"class_mask [N, C]": 1 / (1.25 + 1 / 8), "reduction='none'": 2 / 3}
     middle = (8, 200) if tiny else (1024, 32000)

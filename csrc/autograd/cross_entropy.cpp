@@ -121,16 +121,17 @@ Tensor differentiable_weights(const Tensor& input, const Tensor& target, const O
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                      const CrossEntropyOptions& options) {
   static const auto forward = CrossEntropyForward::find(CrossEntropyForward::name);
-  const bool probabilities = check_cross_entropy(input, target, mask, options).probabilities;
+  check_cross_entropy(input, target, mask, options);
   const auto type = result_type(input, cross_entropy_type(input, target));
-  if (functorch_active() || has_tangent(input) || has_tangent(options.sample_weight) || probabilities ||
-      !has_kernel(forward, input)) {
+  if (functorch_active() || has_tangent(input) || has_tangent(options.sample_weight) || is_differentiated(target) ||
+      is_differentiated(options.weight) || !has_kernel(forward, input)) {
     return composite_cross_entropy(input, target, mask, options).to(type);
   }
+  const auto [logits, targets] = in_one_dtype(input, target);
   if (is_differentiated(options.sample_weight)) {
-    return differentiable_weights(input, target, mask, options).to(type);
+    return differentiable_weights(logits, targets, mask, options).to(type);
   }
-  return fused(input, target, mask, options, type);
+  return fused(logits, targets, mask, options, type);
 }
 
 // Integers, without a derivative: here for its check alone, which has a word for tensors of other layouts.

@@ -605,4 +605,10 @@ at::ScalarType cross_entropy_type(const Tensor& input, const Tensor& target) {
   return target.is_floating_point() ? at::promoteTypes(type, target.scalar_type()) : type;
 }
 
+std::pair<Tensor, Tensor> in_one_dtype(const Tensor& input, const Tensor& target) {
+  if (!target.is_floating_point()) return {input, target};
+  const auto type = cross_entropy_type(input, target);
+  return {input.to(type), target.to(type)};
+}
+
 }  // namespace masked_loss

@@ -110,4 +110,7 @@ at::ScalarType result_type(const Tensor& input, at::ScalarType type);  // of one
 // What cross_entropy is computed in: the input's dtype, or what it and class probabilities promote to.
 at::ScalarType cross_entropy_type(const Tensor& input, const Tensor& target);
 
+// Both in that dtype, or as they are where the target holds class indices.
+std::pair<Tensor, Tensor> in_one_dtype(const Tensor& input, const Tensor& target);
+
 }  // namespace masked_loss

@@ -5,12 +5,12 @@
 
 namespace masked_loss {
 
-// Sums over the allowed classes of a row that label smoothing needs; in double, so that a common offset of the
-// logits cancels.
+// Sums over the allowed classes of a row, with the weights w_c for label smoothing, w_c q_c for class probabilities; in
+// double, so that a common offset of the logits cancels.
 struct Smoothing {
-  double logits = 0;  // sum of w_c x_c
-  double weight = 0;  // sum of w_c
-  std::int64_t classes = 0;
+  double logits = 0;         // sum of the weights times x_c
+  double weight = 0;         // sum of the weights
+  std::int64_t classes = 0;  // how many are allowed; of class probabilities, how many are positive and not allowed
 
   MASKED_LOSS_HD Smoothing operator+(const Smoothing& other) const {
     return {logits + other.logits, weight + other.weight, classes + other.classes};
@@ -20,7 +20,7 @@ struct Smoothing {
 template <class A>
 struct CrossEntropyRow {
   A coefficient;    // sample weight x reduction x, in a backward pass, what arrives from upstream
-  A target_weight;  // class weight of the target
+  A target_weight;  // class weight of the target; 1 with class probabilities
   A label_smoothing;
   A z_loss;
   Smoothing smoothing;
@@ -28,19 +28,38 @@ struct CrossEntropyRow {
   MASKED_LOSS_HD A share() const { return label_smoothing == 0 ? A(0) : label_smoothing / A(smoothing.classes); }
 };
 
-// (1 - e) w_y (lse - x_y) + e / |allowed| sum_c w_c (lse - x_c) + z w_y lse^2; +inf for a target that is not allowed.
+// The sum of weights times (lse - x_c). As float, lse would lose the digits that the sums keep.
+template <class A>
+MASKED_LOSS_HD double weighted_cost(const Smoothing& sums, Softmax<A> softmax, A log_sum) {
+  return sums.weight * (double(softmax.max) + double(log_sum)) - sums.logits;
+}
+
+// (1 - e) cost + e / |allowed| sum_c w_c (lse - x_c) + z w_y lse^2, the cost being that of the target; +inf for a
+// target that is not allowed.
+template <class A>
+MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> softmax, A log_sum, bool target_allowed,
+                                    A cost) {
+  if (!target_allowed) return row.coefficient * std::numeric_limits<A>::infinity();
+  const A lse = softmax.max + log_sum;
+  A loss = (1 - row.label_smoothing) * cost;
+  if (row.label_smoothing != 0) loss += A(double(row.share()) * weighted_cost(row.smoothing, softmax, log_sum));
+  if (row.z_loss != 0) loss += row.z_loss * row.target_weight * lse * lse;
+  return row.coefficient * loss;
+}
+
+// Of class indices: the cost is w_y (lse - x_y).
 template <class A>
 MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> softmax, A log_sum, A target_logit,
                                     bool target_allowed) {
-  if (!target_allowed) return row.coefficient * std::numeric_limits<A>::infinity();
-  const A lse = softmax.max + log_sum;
-  A loss = (1 - row.label_smoothing) * row.target_weight * (log_sum - (target_logit - softmax.max));
-  if (row.label_smoothing != 0) {
-    const double exact = double(softmax.max) + double(log_sum);  // as float it would lose the digits that the sums keep
-    loss += A(double(row.share()) * (row.smoothing.weight * exact - row.smoothing.logits));
-  }
-  if (row.z_loss != 0) loss += row.z_loss * row.target_weight * lse * lse;
-  return row.coefficient * loss;
+  return cross_entropy_loss(row, softmax, log_sum, target_allowed,
+                            row.target_weight * (log_sum - (target_logit - softmax.max)));
+}
+
+// Of class probabilities: the cost is sum_c w_c q_c (lse - x_c).
+template <class A>
+MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> softmax, A log_sum,
+                                    const Smoothing& target) {
+  return cross_entropy_loss(row, softmax, log_sum, target.classes == 0, A(weighted_cost(target, softmax, log_sum)));
 }
 
 template <class A>
@@ -49,7 +68,8 @@ MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> so
   return cross_entropy_loss(row, softmax, std::log(softmax.sum), target_logit, target_allowed);
 }
 
-// The gradient of a class is probability * p_c - smoothing * w_c, less target where it is the target.
+// The gradient of a class is probability * p_c - smoothing * w_c, less target where it is the target, or less
+// target * w_c q_c.
 template <class A>
 struct CrossEntropyGradient {
   A probability;
@@ -57,14 +77,20 @@ struct CrossEntropyGradient {
   A target;
 };
 
+// `target_sum`: of what the target takes from all classes, w_y or the sum of w_c q_c.
 template <class A>
-MASKED_LOSS_HD CrossEntropyGradient<A> cross_entropy_gradient(const CrossEntropyRow<A>& row, A lse) {
+MASKED_LOSS_HD CrossEntropyGradient<A> cross_entropy_gradient(const CrossEntropyRow<A>& row, A lse, A target_sum) {
   const A target = (1 - row.label_smoothing) * row.target_weight;
-  A probability = target + 2 * row.z_loss * row.target_weight * lse;
+  A probability = (1 - row.label_smoothing) * target_sum + 2 * row.z_loss * row.target_weight * lse;
   if (row.label_smoothing != 0) probability += row.share() * A(row.smoothing.weight);
   // Fast exponentials lose NaN; a row without a finite log-sum-exp gets it from here.
   if (!std::isfinite(lse)) probability = std::numeric_limits<A>::quiet_NaN();
   return {row.coefficient * probability, row.coefficient * row.share(), row.coefficient * target};
+}
+
+template <class A>
+MASKED_LOSS_HD CrossEntropyGradient<A> cross_entropy_gradient(const CrossEntropyRow<A>& row, A lse) {
+  return cross_entropy_gradient(row, lse, row.target_weight);
 }
 
 enum class CrossEntropyMode { Forward, ForwardGrad, Backward };
@@ -72,7 +98,7 @@ enum class CrossEntropyMode { Forward, ForwardGrad, Backward };
 // Rows of classes anywhere in memory. T is the dtype of the logits, A the one it is computed in.
 template <class T, class A>
 struct CrossEntropyWork {
-  Rows<3> rows;  // offsets of logits, gradient and class mask
+  Rows<4> rows;  // offsets of logits, gradient, class mask and probabilities
   std::int64_t classes;
   const T* logits;
   std::int64_t logits_stride;  // between classes, as the two below
@@ -80,8 +106,10 @@ struct CrossEntropyWork {
   std::int64_t gradient_stride;
   const bool* class_mask;  // or null
   std::int64_t class_mask_stride;
+  const T* probabilities;  // of the classes, or null: the plan has the target
+  std::int64_t probabilities_stride;
   const A* weight;            // [C] or null
-  const std::int64_t* index;  // [N], -1 = masked
+  const std::int64_t* index;  // [N], -1 = masked; 0 = kept where there are probabilities
   const A* coefficient;       // [N]
   A label_smoothing;
   A z_loss;

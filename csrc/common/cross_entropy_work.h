@@ -18,11 +18,11 @@ CrossEntropyWork<T, Accumulation<T>> make_cross_entropy_work(const RowView<Accum
                                                              const Tensor* gradient) {
   const auto dim = rows.arguments.dim;
   CrossEntropyWork<T, Accumulation<T>> work{};
-  std::array<at::DimVector, 3> strides{row_strides(input, dim), {}, {}};
+  std::array<at::DimVector, 4> strides{row_strides(input, dim), {}, {}, {}};
   work.classes = input.size(dim);
   work.logits = static_cast<const T*>(input.const_data_ptr());
   work.logits_stride = class_stride(input, dim);
-  work.gradient_stride = work.class_mask_stride = 1;
+  work.gradient_stride = work.class_mask_stride = work.probabilities_stride = 1;
   if (gradient != nullptr) {
     work.gradient = static_cast<T*>(gradient->mutable_data_ptr());
     work.gradient_stride = class_stride(*gradient, dim);
@@ -34,15 +34,25 @@ CrossEntropyWork<T, Accumulation<T>> make_cross_entropy_work(const RowView<Accum
     work.class_mask_stride = class_stride(rows.class_mask, rows.class_mask_dim);
     strides[2] = rows.class_mask_strides;
   }
-  work.weight = rows.view.weight;
-  work.rows = make_rows<3>(rows.arguments.target.sizes(), strides);
+  if (rows.arguments.probabilities) {
+    const auto& target = rows.arguments.target;
+    TORCH_CHECK_TYPE(target.scalar_type() == input.scalar_type(),
+                     "_cross_entropy: expected class probabilities of the "
+                     "input's dtype, ",
+                     input.scalar_type(), ", got ", target.scalar_type());
+    work.probabilities = static_cast<const T*>(target.const_data_ptr());
+    work.probabilities_stride = class_stride(target, dim);
+    strides[3] = row_strides(target, dim);
+  }
+  work.weight = rows.weight.defined() ? rows.weight.template const_data_ptr<Accumulation<T>>() : nullptr;
+  work.rows = make_rows<4>(rows.sizes, strides);
   work.label_smoothing = static_cast<Accumulation<T>>(options.label_smoothing);
   work.z_loss = static_cast<Accumulation<T>>(options.z_loss);
   return work;
 }
 
-inline at::DimVector softmax_sizes(const Tensor& target) {
-  at::DimVector sizes(target.sizes().begin(), target.sizes().end());
+inline at::DimVector softmax_sizes(const RowArguments& rows) {
+  auto sizes = row_sizes(rows);
   sizes.push_back(2);
   return sizes;
 }

@@ -1,6 +1,7 @@
 #include "row_view.h"
 
 #include <ATen/ops/ne.h>
+#include <ATen/ops/zeros.h>
 #include <masked_loss/masks.h>
 
 #include "strides.h"
@@ -8,15 +9,17 @@
 namespace masked_loss {
 
 template <class A>
-RowView<A>::RowView(const RowArguments& rows_of) : arguments(rows_of), view{} {
+RowView<A>::RowView(const RowArguments& rows_of) : arguments(rows_of), sizes(row_sizes(rows_of)), view{} {
   constexpr auto type = std::is_same_v<A, double> ? at::kDouble : at::kFloat;
-  const auto& target = arguments.target;
-  TORCH_CHECK(!arguments.probabilities, "_", arguments.op, ": expected target of class indices, got probabilities");
+  const bool probabilities = arguments.probabilities;
+  target = probabilities ? at::zeros({}, arguments.target.options().dtype(at::kLong)) : arguments.target;
   std::array<at::DimVector, 4> strides;
   view.target = target.const_data_ptr();
   view.target_bytes = static_cast<int>(target.itemsize());
   strides[0] = row_strides(target);
   if (arguments.mask) mask = *arguments.mask;
+  // Of no class there are no probabilities.
+  if (probabilities && *arguments.classes == 0) mask = at::zeros({}, target.options().dtype(at::kBool));
   const auto ids = arguments.ignore_index;
   if (ids.size() <= kMaxIgnored) {
     std::copy(ids.begin(), ids.end(), view.ignored);
@@ -37,14 +40,15 @@ RowView<A>::RowView(const RowArguments& rows_of) : arguments(rows_of), view{} {
   }
   if (arguments.weight) {
     weight = arguments.weight->to(type).contiguous();
-    view.weight = weight.const_data_ptr<A>();
+    // Class probabilities have it in their loss, but not in the divisor of a mean.
+    if (!probabilities) view.weight = weight.const_data_ptr<A>();
   }
   // Without a number of classes only negative targets are known to be wrong.
   view.classes = arguments.classes ? arguments.classes->expect_int() : std::numeric_limits<std::int64_t>::max();
   if (arguments.class_mask) {
     class_mask = *arguments.class_mask;
     if (class_mask.scalar_type() != at::kBool) class_mask = class_mask.ne(0);
-    const bool shared = class_mask.dim() == 1 && target.dim() != 0;
+    const bool shared = class_mask.dim() == 1 && !sizes.empty();
     class_mask_dim = shared ? 0 : arguments.dim;
     if (!shared) class_mask_strides = row_strides(class_mask, class_mask_dim);
     view.class_mask = class_mask.const_data_ptr<bool>();
@@ -52,7 +56,7 @@ RowView<A>::RowView(const RowArguments& rows_of) : arguments(rows_of), view{} {
     view.class_mask_size = class_mask.size(class_mask_dim);
     strides[3] = class_mask_strides;
   }
-  rows = make_rows<4>(target.sizes(), strides);
+  rows = make_rows<4>(sizes, strides);
 }
 
 template struct RowView<float>;

@@ -167,14 +167,15 @@ Tensor cross_entropy_batched(const Tensor& input, const Tensor& target, const Op
       .to(result_type(input, cross_entropy_type(input, target)));
 }
 
-// Below autograd: by the inner op where the device has its kernel, which is for class indices.
+// Below autograd: by the inner op where the device has its kernel.
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                      const CrossEntropyOptions& options) {
   static const auto forward = CrossEntropyForward::find(CrossEntropyForward::name);
-  if (check_cross_entropy(input, target, mask, options).probabilities || !has_kernel(forward, input)) {
-    return cross_entropy_batched(input, target, mask, options);
-  }
-  return std::get<0>(CrossEntropyForward::call(forward, input, target, mask, options)).to(result_type(input));
+  if (!has_kernel(forward, input)) return cross_entropy_batched(input, target, mask, options);
+  check_cross_entropy(input, target, mask, options);
+  const auto [logits, probabilities] = in_one_dtype(input, target);
+  const auto loss = std::get<0>(CrossEntropyForward::call(forward, logits, probabilities, mask, options));
+  return loss.to(result_type(input, logits.scalar_type()));
 }
 
 Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const LossNormalizerOptions& options) {

@@ -134,8 +134,8 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
   const auto arguments = check_cross_entropy(input, target, mask, options);
   const auto accumulation = input.options().dtype(accumulation_type(input.scalar_type()));
   const bool reduced = options.reduction != Reduction::None;
-  Tensor loss = at::empty(reduced ? at::IntArrayRef() : target.sizes(), accumulation);
-  if (softmax != nullptr) *softmax = at::empty(softmax_sizes(target), accumulation);
+  Tensor loss = at::empty(reduced ? at::DimVector() : row_sizes(arguments), accumulation);
+  if (softmax != nullptr) *softmax = at::empty(softmax_sizes(arguments), accumulation);
   dispatch(input.scalar_type(), [&](auto t) {
     using A = Accumulation<decltype(t)>;
     const RowView<A> view(arguments);
@@ -154,13 +154,14 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
                               const OptionalTensor& mask, const CrossEntropyOptions& options) {
   const auto arguments = check_cross_entropy_backward(grad, input, target, softmax, mask, options);
   const auto accumulation = accumulation_type(input.scalar_type());
-  const auto upstream = grad.to(accumulation).expand(target.sizes()), states = softmax.to(accumulation).contiguous();
+  const auto upstream = grad.to(accumulation).expand(row_sizes(arguments));
+  const auto states = softmax.to(accumulation).contiguous();
   auto gradient = empty_output(input);
   dispatch(input.scalar_type(), [&](auto t) {
     using A = Accumulation<decltype(t)>;
     const RowView<A> view(arguments);
     const RowPlan<A> plan(view, options.reduction, options.normalizer);
-    const auto rows = make_rows<1>(target.sizes(), {row_strides(upstream)});
+    const auto rows = make_rows<1>(view.sizes, {row_strides(upstream)});
     const A* data = upstream.const_data_ptr<A>();
     auto work = make_cross_entropy_work<decltype(t)>(view, input, options, &gradient);
     work.softmax = softmax_of<A>(states);

@@ -22,17 +22,22 @@ A* next_line(A* scratch) {
   return reinterpret_cast<A*>((reinterpret_cast<std::uintptr_t>(scratch) + 63) / 64 * 64);
 }
 
-// What label smoothing sums over a block, shifted by its maximum so that large logits lose no digits.
+// What label smoothing sums over a block, or, with probabilities, their cost; shifted by the block's maximum so that
+// large logits lose no digits.
 template <class A>
-Smoothing smoothing_of(const A* x, const A* weight, const bool* allowed, std::int64_t n, A max) {
+Smoothing class_sums(const A* x, const A* probabilities, const A* weight, const bool* allowed, std::int64_t n, A max) {
   using V = Vectorized<A>;
   const V shift(max), zero(0), one(1);
-  V logits(0), weights(0);
+  V logits(0), weights(0), not_allowed(0);
   for_vectors<A>(x, n, [&](V v, std::int64_t i, std::int64_t lanes) {
     V w = weight == nullptr ? one : V::loadu(weight + i, lanes);
+    if (probabilities != nullptr) w = w * V::loadu(probabilities + i, lanes);
     if (lanes != V::size()) w = V::set(zero, w, lanes);
     V term = (v - shift) * w;
     if (allowed != nullptr) {
+      if (probabilities != nullptr) {
+        not_allowed = larger(select(allowed + i, zero, V::loadu(probabilities + i, lanes), lanes), not_allowed);
+      }
       term = select(allowed + i, term, zero, lanes);
       w = select(allowed + i, w, zero, lanes);
     } else if (lanes != V::size()) {
@@ -41,13 +46,16 @@ Smoothing smoothing_of(const A* x, const A* weight, const bool* allowed, std::in
     logits = logits + term;
     weights = weights + w;
   });
-  Smoothing smoothing;
-  smoothing.classes = n;
-  for (std::int64_t i = 0; allowed != nullptr && i < n; ++i) smoothing.classes -= !allowed[i];
-  if (smoothing.classes == 0) return {};
-  smoothing.weight = double(sum_lanes(weights));
-  smoothing.logits = double(sum_lanes(logits)) + double(max) * smoothing.weight;
-  return smoothing;
+  Smoothing sums;
+  if (probabilities != nullptr) {
+    sums.classes = max_lanes(not_allowed) > 0;
+  } else {
+    sums.classes = allowed == nullptr ? n : count_nonzero(allowed, n);
+    if (sums.classes == 0) return {};
+  }
+  sums.weight = double(sum_lanes(weights));
+  sums.logits = double(sum_lanes(logits)) + double(max) * sums.weight;
+  return sums;
 }
 
 void add(Smoothing& sum, const Smoothing& part) {
@@ -56,27 +64,32 @@ void add(Smoothing& sum, const Smoothing& part) {
   sum.classes += part.classes;
 }
 
-// The gradient, exponential * scale - smoothing * w_c; exactly +0 at masked classes. `out` may be `exponentials`.
+// The gradient, exponential * scale - (smoothing + target * q_c) * w_c, without probabilities q no target; exactly +0
+// at masked classes. `out` may be `exponentials`.
 template <bool past_cache, class T, class A>
-void finish_block(T* out, const A* exponentials, std::int64_t n, A scale, A smoothing, const A* weight,
-                  const bool* allowed) {
+void finish_block(T* out, const A* exponentials, std::int64_t n, A scale, A smoothing, const A* probabilities, A target,
+                  const A* weight, const bool* allowed) {
   using V = Vectorized<A>;
-  const V scales(scale), smoothings(smoothing), zero(0);
+  const V scales(scale), smoothings(smoothing), targets(target), zero(0);
+  const auto load = [](const A* from, std::int64_t i, std::int64_t lanes) {
+    return lanes == V::size() ? V::loadu(from + i) : V::loadu(from + i, lanes);
+  };
   const auto for_all = [&](const auto& gradient) {
     store_vectors<past_cache, A>(out, n, [&](std::int64_t i, std::int64_t lanes) {
-      const V e = lanes == V::size() ? V::loadu(exponentials + i) : V::loadu(exponentials + i, lanes);
-      return gradient(e * scales, i, lanes);
+      return gradient(load(exponentials, i, lanes) * scales, i, lanes);
     });
   };
-  const auto smoothed = [&](V v, std::int64_t i, std::int64_t lanes) {
-    return v - (weight == nullptr ? smoothings : smoothings * V::loadu(weight + i, lanes));
+  const auto less = [&](V v, std::int64_t i, std::int64_t lanes) {
+    const V by = probabilities == nullptr ? smoothings : smoothings + targets * load(probabilities, i, lanes);
+    return v - (weight == nullptr ? by : by * load(weight, i, lanes));
   };
+  const bool plain = smoothing == 0 && probabilities == nullptr;
   if (allowed != nullptr) {
     for_all([&](V v, std::int64_t i, std::int64_t lanes) {
-      return select(allowed + i, smoothing == 0 ? v : smoothed(v, i, lanes), zero, lanes);
+      return select(allowed + i, plain ? v : less(v, i, lanes), zero, lanes);
     });
-  } else if (smoothing != 0) {
-    for_all(smoothed);
+  } else if (!plain) {
+    for_all(less);
   } else {
     for_all([](V v, std::int64_t, std::int64_t) { return v; });
   }
@@ -90,10 +103,11 @@ class RowKernel {
   // written only once, in `row`, which is null where several threads share a row.
   RowKernel(const CrossEntropyWork<T, A>& work, std::int64_t begin, std::int64_t r, A* row)
       : work_(work), r_(r), planned_(r - begin), target_(work.index[planned_]), past_cache_(past_cache(work)) {
-    const auto [logits, gradient, class_mask] = work.rows.offsets(r);
+    const auto [logits, gradient, class_mask, probabilities] = work.rows.offsets(r);
     logits_ = work.logits + logits;
     if constexpr (mode != CrossEntropyMode::Forward) gradient_ = work.gradient + gradient;
     allowed_ = at_or_null(work.class_mask, class_mask);
+    probabilities_ = at_or_null(work.probabilities, probabilities);
     if constexpr (mode == CrossEntropyMode::ForwardGrad) {
       kept_ = row;
       if constexpr (std::is_same_v<T, A>) {
@@ -109,15 +123,19 @@ class RowKernel {
 
   void visit(std::int64_t begin, std::int64_t end, CrossEntropyBlock<A>* blocks) const {
     if (target_ < 0) return;
-    A stage[kBlock];
+    A stage[kBlock], probabilities_stage[kBlock];
     for (auto b = begin; b < end; ++b) {
       const auto i = b * kBlock, n = std::min(kBlock, work_.classes - i);
       const bool* allowed = at_or_null(allowed_, i);
+      const A* weight = at_or_null(work_.weight, i);
       A* kept = at_or_null(kept_, i);
       const A* block = load_block(logits_ + i, allowed, n, kept == nullptr ? stage : kept);
       const A max = max_of(block, n);
       if (work_.label_smoothing != 0) {
-        blocks[b].smoothing = smoothing_of(block, at_or_null(work_.weight, i), allowed, n, max);
+        blocks[b].smoothing = class_sums<A>(block, nullptr, weight, allowed, n, max);
+      }
+      if (probabilities_ != nullptr) {
+        blocks[b].target = class_sums(block, load_probabilities(i, n, probabilities_stage), weight, allowed, n, max);
       }
       constexpr int step = Vectorized<A>::size() * sizeof(T);
       const T* ahead = logits_ + i + n;
@@ -135,20 +153,28 @@ class RowKernel {
     }
     CrossEntropyRow<A> row{work_.coefficient[planned_], target_weight(), work_.label_smoothing, work_.z_loss, {}};
     Softmax<A> softmax;
+    Smoothing target;
+    const bool has_probabilities = probabilities_ != nullptr;
     if constexpr (mode == CrossEntropyMode::Backward) {
       softmax = work_.softmax[r_];
       if (work_.label_smoothing != 0) row.smoothing = sum_weights();
+      if (has_probabilities) target = sum_probabilities();
     } else {
       softmax = blocks[0].softmax;
       for (std::int64_t b = 1; b * kBlock < work_.classes; ++b) softmax = merge(softmax, blocks[b].softmax);
       for (std::int64_t b = 0; work_.label_smoothing != 0 && b * kBlock < work_.classes; ++b) {
         add(row.smoothing, blocks[b].smoothing);
       }
-      work_.loss[planned_] = cross_entropy_loss(row, softmax, target_logit(), target_allowed());
+      for (std::int64_t b = 0; has_probabilities && b * kBlock < work_.classes; ++b) add(target, blocks[b].target);
+      const A log_sum = std::log(softmax.sum);
+      work_.loss[planned_] = has_probabilities
+                                 ? cross_entropy_loss(row, softmax, log_sum, target)
+                                 : cross_entropy_loss(row, softmax, log_sum, target_logit(), target_allowed());
       if (mode == CrossEntropyMode::Forward && work_.softmax != nullptr) work_.softmax[r_] = softmax;
     }
     if constexpr (mode == CrossEntropyMode::Forward) return {};
-    return {softmax, cross_entropy_gradient(row, log_sum_exp(softmax))};
+    const A target_sum = has_probabilities ? static_cast<A>(target.weight) : row.target_weight;
+    return {softmax, cross_entropy_gradient(row, log_sum_exp(softmax), target_sum)};
   }
 
   void finish(std::int64_t begin, std::int64_t end, const CrossEntropyBlock<A>* blocks,
@@ -171,6 +197,7 @@ class RowKernel {
     using V = Vectorized<A>;
     const auto& [softmax, terms] = row_end;
     A stage[kBlock + V::size()];  // whole vectors of it are loaded
+    A probabilities_stage[kBlock];
     for (auto b = begin; b < end; ++b) {
       const auto i = b * kBlock, n = std::min(kBlock, work_.classes - i);
       const bool* allowed = at_or_null(allowed_, i);
@@ -186,16 +213,21 @@ class RowKernel {
       const A shift = max == softmax.max ? A(1) : std::exp(max - softmax.max);
       const A scale = terms.probability * (shift / softmax.sum);
       const A* weight = at_or_null(work_.weight, i);
+      const A* probabilities = load_probabilities(i, n, probabilities_stage);
       T* out = gradient_ + i;
-      if (target_ >= i && target_ < i + n && target_allowed()) {
+      const auto finish = [&](auto goes_past_cache, auto* to) {
+        finish_block<goes_past_cache()>(to, exponentials, n, scale, terms.smoothing, probabilities, terms.target,
+                                        weight, allowed);
+      };
+      if (probabilities == nullptr && target_ >= i && target_ < i + n && target_allowed()) {
         // Put right before it is stored: a cache line that has gone past the cache would be read again.
-        finish_block<false>(stage, exponentials, n, scale, terms.smoothing, weight, allowed);
+        finish(std::false_type(), stage);
         stage[target_ - i] -= terms.target;
         store_vectors<past_cache, A>(out, n, [&](auto k, std::int64_t) { return V::loadu(stage + k); });
       } else if (static_cast<const void*>(exponentials) == out) {
-        finish_block<false>(out, exponentials, n, scale, terms.smoothing, weight, allowed);
+        finish(std::false_type(), out);
       } else {
-        finish_block<past_cache>(out, exponentials, n, scale, terms.smoothing, weight, allowed);
+        finish(std::bool_constant<past_cache>(), out);
       }
     }
   }
@@ -210,7 +242,26 @@ class RowKernel {
     return smoothing;
   }
 
-  A target_weight() const { return work_.weight == nullptr ? A(1) : work_.weight[target_]; }
+  // Classes [i, i + n) as A, or null: where they lie, or in `stage`.
+  const A* load_probabilities(std::int64_t i, std::int64_t n, A* stage) const {
+    if (probabilities_ == nullptr) return nullptr;
+    return load_block(probabilities_ + i, static_cast<const bool*>(nullptr), n, stage);
+  }
+
+  Smoothing sum_probabilities() const {
+    Smoothing sum;
+    A stage[kBlock];
+    for (std::int64_t i = 0; i < work_.classes; i += kBlock) {
+      const auto n = std::min(kBlock, work_.classes - i);
+      const A* block = load_probabilities(i, n, stage);
+      add(sum, class_sums(block, block, at_or_null(work_.weight, i), at_or_null(allowed_, i), n, A(0)));
+    }
+    return sum;
+  }
+
+  A target_weight() const {
+    return work_.weight == nullptr || probabilities_ != nullptr ? A(1) : work_.weight[target_];
+  }
   A target_logit() const { return static_cast<A>(logits_[target_]); }
   bool target_allowed() const { return allowed_ == nullptr || allowed_[target_]; }
 
@@ -219,6 +270,7 @@ class RowKernel {
   const T* logits_;
   T* gradient_ = nullptr;
   const bool* allowed_;
+  const T* probabilities_;
   A* kept_ = nullptr;
   const bool past_cache_;
 };
@@ -235,9 +287,10 @@ class TileKernel {
         keeps_tile_(mode == CrossEntropyMode::ForwardGrad && block_ == work.classes),
         past_cache_(past_cache(work)),
         tile_(next_line(scratch)),
-        stage_(tile_ + block_ * lanes_) {
+        stage_(tile_ + block_ * lanes_),
+        probabilities_(stage_ + (transposes(work) ? block_ * lanes_ : 0)) {
     const auto dims = work.rows.dims;
-    for (int k = 0; k < 3; ++k) stride_[k] = dims == 0 ? 0 : work.rows.strides[k][dims - 1];
+    for (int k = 0; k < 4; ++k) stride_[k] = dims == 0 ? 0 : work.rows.strides[k][dims - 1];
     inner_ = dims == 0 ? 1 : work.rows.sizes[dims - 1];
     std::fill(target_weight_, target_weight_ + lanes_, A(1));
     std::fill(target_allowed_, target_allowed_ + lanes_, true);
@@ -251,8 +304,8 @@ class TileKernel {
   }
 
   static std::int64_t scratch_size(const CrossEntropyWork<T, A>& work) {
-    const bool transposes = work.logits_stride == 1 || (work.gradient != nullptr && work.gradient_stride == 1);
-    return 64 / std::int64_t(sizeof(A)) + (transposes ? 2 : 1) * block(work) * lanes(work) + V::size();
+    const int tiles = 1 + transposes(work) + (work.probabilities != nullptr);
+    return 64 / std::int64_t(sizeof(A)) + tiles * block(work) * lanes(work) + V::size();
   }
 
   void operator()(std::int64_t begin, std::int64_t end) {
@@ -270,7 +323,7 @@ class TileKernel {
   // Lanes whose rows are one step apart.
   struct Part {
     std::int64_t lane, count;
-    std::array<std::int64_t, 3> offsets;
+    std::array<std::int64_t, 4> offsets;
   };
 
   // [classes, lanes]
@@ -280,6 +333,11 @@ class TileKernel {
 
     V at(std::int64_t i, std::int64_t w) const { return V::loadu(data + i * stride + w); }
   };
+
+  static bool transposes(const CrossEntropyWork<T, A>& work) {
+    return work.logits_stride == 1 || (work.gradient != nullptr && work.gradient_stride == 1) ||
+           (work.probabilities != nullptr && work.probabilities_stride == 1);
+  }
 
   static std::int64_t block(const CrossEntropyWork<T, A>& work) {
     return work.classes * lanes(work) <= kTile ? work.classes : kTileBlock;
@@ -293,8 +351,9 @@ class TileKernel {
     if (any_kept_) {
       start();
       if constexpr (mode != CrossEntropyMode::Backward) for_blocks([&](auto c, auto n) { visit(c, n); });
-      take_targets();
-      work_.label_smoothing == 0 && work_.class_mask == nullptr ? conclude<true>() : conclude<false>();
+      if (work_.probabilities == nullptr) take_targets();
+      const bool plain = work_.label_smoothing == 0 && work_.class_mask == nullptr && work_.probabilities == nullptr;
+      plain ? conclude<true>() : conclude<false>();
     }
     write_results();
     if constexpr (mode != CrossEntropyMode::Forward) for_blocks([&](auto c, auto n) { finish(c, n); });
@@ -355,6 +414,7 @@ class TileKernel {
       max_[w] = softmax.max, sum_[w] = softmax.sum;
     }
     if (work_.label_smoothing != 0) std::fill(smoothing_, smoothing_ + width_, Smoothing{});
+    if (work_.probabilities != nullptr) std::fill(target_sums_, target_sums_ + width_, Smoothing{});
   }
 
   void take_targets() {
@@ -371,37 +431,48 @@ class TileKernel {
     std::fill(target_logit_ + count_, target_logit_ + width_, A(0));
   }
 
-  // Classes [c, c + n) as A, -inf where masked: where they lie, or in the tile. Nothing is made of what masked lanes
-  // hold.
+  // Classes [c, c + n) of the logits, -inf where masked.
   Block load(std::int64_t c, std::int64_t n) {
+    const bool as_they_are = work_.class_mask == nullptr;
+    const Block block = load(work_.logits, 0, work_.logits_stride, c, n, tile_, as_they_are);
+    if (!as_they_are) set_masked_classes(c, n, -std::numeric_limits<A>::infinity());
+    return block;
+  }
+
+  Block load_probabilities(std::int64_t c, std::int64_t n) {
+    return load(work_.probabilities, 3, work_.probabilities_stride, c, n, probabilities_, /*in_place=*/true);
+  }
+
+  // Classes [c, c + n) of an operand as A: in place where that can be, or in `tile`. Nothing is made of what masked
+  // lanes hold.
+  Block load(const T* data, int operand, std::int64_t class_stride, std::int64_t c, std::int64_t n, A* tile,
+             bool in_place) {
+    const auto lane_stride = stride_[operand];
     if constexpr (std::is_same_v<T, A>) {
-      if (parts_ == 1 && stride_[0] == 1 && count_ == width_ && work_.class_mask == nullptr) {
-        return {work_.logits + part_[0].offsets[0] + c * work_.logits_stride, work_.logits_stride};
+      if (in_place && parts_ == 1 && lane_stride == 1 && count_ == width_) {
+        return {data + part_[0].offsets[operand] + c * class_stride, class_stride};
       }
     }
     for (int p = 0; p < parts_; ++p) {
       const auto& part = part_[p];
-      const T* x = work_.logits + part.offsets[0] + c * work_.logits_stride;
-      A* lane = tile_ + part.lane;
-      if (stride_[0] == 1 || part.count == 1) {
-        for (std::int64_t i = 0; i < n; ++i) {
-          convert(x + i * work_.logits_stride, lane + i * lanes_, part.count);
-        }
-      } else if (work_.logits_stride == 1) {
-        load_transposed(x, part, n, lane);
+      const T* x = data + part.offsets[operand] + c * class_stride;
+      A* lane = tile + part.lane;
+      if (lane_stride == 1 || part.count == 1) {
+        for (std::int64_t i = 0; i < n; ++i) convert(x + i * class_stride, lane + i * lanes_, part.count);
+      } else if (class_stride == 1) {
+        load_transposed(x, lane_stride, part.count, n, lane);
       } else {
         for (std::int64_t i = 0; i < n; ++i) {
           for (std::int64_t w = 0; w < part.count; ++w) {
-            lane[i * lanes_ + w] = static_cast<A>(x[i * work_.logits_stride + w * stride_[0]]);
+            lane[i * lanes_ + w] = static_cast<A>(x[i * class_stride + w * lane_stride]);
           }
         }
       }
     }
     for (std::int64_t i = 0; count_ < width_ && i < n; ++i) {
-      std::fill(tile_ + i * lanes_ + count_, tile_ + i * lanes_ + width_, A(0));
+      std::fill(tile + i * lanes_ + count_, tile + i * lanes_ + width_, A(0));
     }
-    if (work_.class_mask != nullptr) set_masked_classes(c, n, -std::numeric_limits<A>::infinity());
-    return {tile_, lanes_};
+    return {tile, lanes_};
   }
 
   static void convert(const T* from, A* to, std::int64_t n) {
@@ -416,13 +487,13 @@ class TileKernel {
     for (std::int64_t w = 0; w < count; ++w) body(w * stride, w * n, n);
   }
 
-  void load_transposed(const T* x, const Part& part, std::int64_t n, A* lane) {
+  void load_transposed(const T* x, std::int64_t lane_stride, std::int64_t count, std::int64_t n, A* lane) {
     if constexpr (std::is_same_v<T, A>) {
-      transpose(x, stride_[0], lane, lanes_, part.count, n);
+      transpose(x, lane_stride, lane, lanes_, count, n);
     } else {
-      for_rows(part.count, n, stride_[0],
+      for_rows(count, n, lane_stride,
                [&](auto from, auto to, auto elements) { convert(x + from, stage_ + to, elements); });
-      transpose(stage_, n, lane, lanes_, part.count, n);
+      transpose(stage_, n, lane, lanes_, count, n);
     }
   }
 
@@ -451,7 +522,11 @@ class TileKernel {
       for (auto i = begin; i < end; ++i) max = larger(block.at(i, w), max);
       max.store(max_ + w);
     });
-    if (work_.label_smoothing != 0) for_lanes([&](std::int64_t w) { smooth(c, n, block, w); });
+    if (work_.label_smoothing != 0) sum_classes(c, n, block, nullptr, smoothing_);
+    if (work_.probabilities != nullptr) {
+      kept_probabilities_ = load_probabilities(c, n);
+      sum_classes(c, n, block, &kept_probabilities_, target_sums_);
+    }
     for_lanes([&](std::int64_t w) {
       (V::loadu(sum_ + w) * exp_of_negative(V::loadu(before + w) - V::loadu(max_ + w))).store(sum_ + w);
     });
@@ -471,26 +546,39 @@ class TileKernel {
     });
   }
 
-  // Adds a block's part of what label smoothing sums, shifted by the maximum so that large logits lose no digits.
-  void smooth(std::int64_t c, std::int64_t n, const Block& block, std::int64_t w) {
-    A logits[V::size()] = {}, weights[V::size()] = {};
-    std::int64_t classes[V::size()] = {};
-    const A* shift = max_ + w;
-    for (std::int64_t i = 0; i < n; ++i) {
-      const A weight = work_.weight == nullptr ? A(1) : work_.weight[c + i];
-      const A* lane = block.data + i * block.stride + w;
-      for (int l = 0; l < V::size(); ++l) {
-        const bool counts = work_.class_mask == nullptr || (w + l < count_ && allowed(w + l, c + i));
-        logits[l] += counts ? weight * (lane[l] - shift[l]) : A(0);
-        weights[l] += counts ? weight : A(0);
-        classes[l] += counts;
+  // Adds a block's part of what label smoothing sums, or, with probabilities, their cost; shifted by the maximum so
+  // that large logits lose no digits.
+  void sum_classes(std::int64_t c, std::int64_t n, const Block& block, const Block* probabilities, Smoothing* sums) {
+    for_lanes([&](std::int64_t w) {
+      const V shift = V::loadu(max_ + w), zero(0);
+      V logits = zero, weights = zero, classes = zero, not_allowed = zero;
+      for (std::int64_t i = 0; i < n; ++i) {
+        V weight(work_.weight == nullptr ? A(1) : work_.weight[c + i]), counted(1);
+        if (probabilities != nullptr) weight = weight * probabilities->at(i, w);
+        V term = weight * (block.at(i, w) - shift);
+        if (work_.class_mask != nullptr) {
+          bool allows[V::size()];
+          for (int l = 0; l < V::size(); ++l) allows[l] = w + l < count_ && allowed(w + l, c + i);
+          if (probabilities != nullptr) {
+            not_allowed = larger(select(allows, zero, probabilities->at(i, w)), not_allowed);
+          }
+          term = select(allows, term, zero);
+          weight = select(allows, weight, zero);
+          counted = select(allows, counted, zero);
+        }
+        logits = logits + term;
+        weights = weights + weight;
+        classes = classes + counted;
       }
-    }
-    for (int l = 0; l < V::size(); ++l) {
-      if (classes[l] == 0) continue;
-      const double weight(weights[l]);
-      add(smoothing_[w + l], {double(logits[l]) + double(shift[l]) * weight, weight, classes[l]});
-    }
+      A parts[4][V::size()];
+      logits.store(parts[0]), weights.store(parts[1]), classes.store(parts[2]), not_allowed.store(parts[3]);
+      for (int l = 0; l < V::size(); ++l) {
+        const auto counts = static_cast<std::int64_t>(probabilities == nullptr ? parts[2][l] : A(parts[3][l] > 0));
+        if (counts == 0 && probabilities == nullptr) continue;
+        const double weight(parts[1][l]);
+        add(sums[w + l], {double(parts[0][l]) + double(max_[w + l]) * weight, weight, counts});
+      }
+    });
   }
 
   void sum_weights(std::int64_t w) {
@@ -506,6 +594,13 @@ class TileKernel {
     if (mode == CrossEntropyMode::Backward && work_.label_smoothing != 0) {
       for (std::int64_t w = 0; w < count_; ++w) sum_weights(w);
     }
+    const bool has_probabilities = !plain && work_.probabilities != nullptr;
+    if (mode == CrossEntropyMode::Backward && has_probabilities) {
+      for_blocks([&](auto c, auto n) {
+        const Block block = load_probabilities(c, n);
+        sum_classes(c, n, block, &block, target_sums_);
+      });
+    }
     for_lanes([&](std::int64_t w) { V::loadu(sum_ + w).log().store(log_sum_ + w); });
     const A label_smoothing = plain ? A(0) : work_.label_smoothing, z_loss = work_.z_loss;
     for (std::int64_t w = 0; w < width_; ++w) {
@@ -513,11 +608,14 @@ class TileKernel {
                                    plain ? Smoothing() : smoothing_[w]};
       const Softmax<A> softmax{max_[w], sum_[w]};
       if constexpr (mode != CrossEntropyMode::Backward) {
-        const A loss = cross_entropy_loss(row, softmax, log_sum_[w], target_logit_[w], plain || target_allowed_[w]);
+        const A loss = has_probabilities ? cross_entropy_loss(row, softmax, log_sum_[w], target_sums_[w])
+                                         : cross_entropy_loss(row, softmax, log_sum_[w], target_logit_[w],
+                                                              plain || target_allowed_[w]);
         loss_[w] = kept_[w] ? loss : A(0);
       }
       if constexpr (mode != CrossEntropyMode::Forward) {
-        const auto terms = cross_entropy_gradient(row, softmax.max + log_sum_[w]);
+        const A target_sum = has_probabilities ? static_cast<A>(target_sums_[w].weight) : row.target_weight;
+        const auto terms = cross_entropy_gradient(row, softmax.max + log_sum_[w], target_sum);
         scale_[w] = terms.probability / softmax.sum;
         smoothed_[w] = terms.smoothing;
         target_gradient_[w] = terms.target;
@@ -544,6 +642,7 @@ class TileKernel {
     }
     for (std::int64_t w = 0; w < width_; ++w) target_class_[w] = static_cast<A>(target_[w] - c);
     const Block from = keeps_tile_ ? Block{tile_, lanes_} : load(c, n);
+    if (work_.probabilities != nullptr && !keeps_tile_) kept_probabilities_ = load_probabilities(c, n);
     if (keeps_tile_ && parts_ == 1 && stride_[1] == 1 && work_.class_mask == nullptr) {
       T* out = work_.gradient + part_[0].offsets[1];
       for (std::int64_t i = 0; i < n; ++i) {
@@ -563,9 +662,12 @@ class TileKernel {
   // -> gradient(lane) of class c + i, for any lane, as what is written may begin within a vector
   auto gradient_of(std::int64_t c, std::int64_t i, const Block& from) const {
     const V weight(work_.weight == nullptr ? A(1) : work_.weight[c + i]), index(static_cast<A>(i));
-    return [=, this, smooths = work_.label_smoothing != 0, keeps = keeps_tile_, masks = any_masked_](std::int64_t w) {
+    return [=, this, smooths = work_.label_smoothing != 0, keeps = keeps_tile_, masks = any_masked_,
+            has_probabilities = work_.probabilities != nullptr](std::int64_t w) {
       const V x = from.at(i, w), e = keeps ? x : exp_of_negative(x - V::loadu(max_ + w));
-      V less = where_equal(V::loadu(target_class_ + w), index, V::loadu(target_gradient_ + w));
+      const V target = V::loadu(target_gradient_ + w);
+      V less = has_probabilities ? target * kept_probabilities_.at(i, w) * weight
+                                 : where_equal(V::loadu(target_class_ + w), index, target);
       if (smooths) less = less + V::loadu(smoothed_ + w) * weight;
       // Not left to the compiler, which might choose another rounding in another loop.
       const V gradient = at::vec::fmsub(e, V::loadu(scale_ + w), less);
@@ -607,17 +709,19 @@ class TileKernel {
   const std::int64_t lanes_, block_;
   const bool keeps_tile_;  // as exponentials, which are made anew otherwise
   const bool past_cache_;
-  std::array<std::int64_t, 3> stride_;              // between lanes of a part
+  std::array<std::int64_t, 4> stride_;              // between lanes of a part
   std::int64_t inner_;                              // rows that are one step apart
   std::int64_t first_ = 0, count_ = 0, width_ = 0;  // rows of this tile, and the same in whole vectors
   std::int64_t planned_ = 0;                        // where the plan has them
   A *tile_, *stage_;                                // a block; and transposed, [lanes, classes]
+  A* probabilities_;                                // a block of them,
+  Block kept_probabilities_;                        // or where it lies
   int parts_ = 0;
   Part part_[kLanes];
   bool any_kept_ = false, any_masked_ = false, one_mask_ = false;
   std::int64_t target_[kLanes], mask_offset_[kLanes];
   bool kept_[kPadded], target_allowed_[kLanes];
-  Smoothing smoothing_[kLanes];
+  Smoothing smoothing_[kLanes], target_sums_[kLanes];
   alignas(64) A coefficient_[kLanes], target_weight_[kLanes], target_logit_[kLanes];
   alignas(64) A sum_[kLanes], log_sum_[kLanes], loss_[kLanes];
   alignas(64) A max_[kPadded], scale_[kPadded], smoothed_[kPadded], target_class_[kPadded], target_gradient_[kPadded];
@@ -627,6 +731,7 @@ template <class T, class A>
 bool by_rows(const CrossEntropyWork<T, A>& work) {
   return work.classes > kSmallClasses && work.logits_stride == 1 &&
          (work.gradient == nullptr || work.gradient_stride == 1) &&
+         (work.probabilities == nullptr || work.probabilities_stride == 1) &&
          (work.class_mask == nullptr || work.class_mask_stride == 1);
 }
 

@@ -93,8 +93,7 @@ RowPlan<A>::RowPlan(const RowView<A>& from, Reduction reduction, const OptionalT
   const auto rows = from.rows.count;
   // A sequence is a chunk where its own weight is needed.
   const bool by_sequence = reduction == Reduction::SequenceMean;
-  const auto& target = from.arguments.target;
-  const auto chunk = !by_sequence ? kChunk : target.dim() > 0 && rows > 0 ? rows / target.size(0) : 1;
+  const auto chunk = !by_sequence ? kChunk : !from.sizes.empty() && rows > 0 ? rows / from.sizes[0] : 1;
   const auto sums = read_chunks(from, chunk);
   if (reduction == Reduction::None || reduction == Reduction::Sum) {
     divisors_.push_back(1);

@@ -78,14 +78,14 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
   const OnDevice on(input);
   const auto device = on.device();
   const auto accumulation = input.options().dtype(accumulation_type(input.scalar_type()));
-  Tensor loss = at::empty(target.sizes(), accumulation), states;
-  if (softmax != nullptr) states = *softmax = at::empty(softmax_sizes(target), accumulation);
+  Tensor loss = at::empty(row_sizes(arguments), accumulation), states;
+  if (softmax != nullptr) states = *softmax = at::empty(softmax_sizes(arguments), accumulation);
   if (gradient != nullptr) *gradient = at::empty_like(input);
   dispatch(input.scalar_type(), [&](auto t) {
     using A = Accumulation<decltype(t)>;
     const RowView<A> view(arguments);
     Run<decltype(t)> run(view, input, options, mode, gradient, device);
-    if (run.keeps_softmax()) states = at::empty(softmax_sizes(target), accumulation);
+    if (run.keeps_softmax()) states = at::empty(softmax_sizes(arguments), accumulation);
     const auto plan = make_row_plan(view,
                                     {.reduction = options.reduction,
                                      .normalizer = options.normalizer,
@@ -115,7 +115,7 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
                                     {.reduction = options.reduction,
                                      .normalizer = options.normalizer,
                                      .order = run.lists_rows(),
-                                     .upstream = grad.to(accumulation).expand(target.sizes()),
+                                     .upstream = grad.to(accumulation).expand(view.sizes),
                                      .loss = {},
                                      .softmax = {}},
                                     device);

@@ -35,8 +35,7 @@ void check_chunks(const RowView<A>& from, const Tensor& chunks) {
   for (std::int64_t c = 0; c < plan_chunks(rows); ++c) {
     const auto first = data(on_host)[c].first;
     if (first == rows) continue;
-    const auto& target = from.arguments.target;
-    throw_out_of_range(from.arguments, first, target.reshape({-1})[first].template item<std::int64_t>(),
+    throw_out_of_range(from.arguments, first, from.target.reshape({-1})[first].template item<std::int64_t>(),
                        from.view.classes);
   }
 }
@@ -50,7 +49,7 @@ constexpr at::ScalarType type_of() {
 
 template <class A>
 RowPlan<A> make_row_plan(const RowView<A>& from, const RowPlanWishes& wishes, const Device& device) {
-  const auto& target = from.arguments.target;
+  const auto& target = from.target;
   const auto rows = from.rows.count;
   const auto chunks = empty_chunks(rows, target);
   RowPlan<A> plan{empty(rows, at::kLong, target), empty(rows, type_of<A>(), target), {}, {}};
@@ -67,7 +66,7 @@ RowPlan<A> make_row_plan(const RowView<A>& from, const RowPlanWishes& wishes, co
   if (wishes.softmax.defined()) work.softmax = reinterpret_cast<Softmax<A>*>(wishes.softmax.mutable_data_ptr());
   if (wishes.upstream) {
     work.upstream = wishes.upstream->template const_data_ptr<A>();
-    work.upstream_rows = make_rows<1>(target.sizes(), {row_strides(*wishes.upstream)});
+    work.upstream_rows = make_rows<1>(from.sizes, {row_strides(*wishes.upstream)});
   }
   Tensor normalizer, sequence_weight, sequence_chunks;
   if (wishes.reduction == Reduction::Mean || wishes.reduction == Reduction::SequenceMean) {
@@ -79,7 +78,7 @@ RowPlan<A> make_row_plan(const RowView<A>& from, const RowPlanWishes& wishes, co
     }
   }
   if (wishes.reduction == Reduction::SequenceMean && rows > 0) {
-    work.sequences = target.dim() > 0 ? target.size(0) : 1;
+    work.sequences = from.sizes.empty() ? 1 : from.sizes[0];
     work.sequence_length = rows / work.sequences;
     work.by_length = Quotient(work.sequence_length);
     sequence_weight = empty(work.sequences, at::kDouble, target);
@@ -97,18 +96,18 @@ RowPlan<A> make_row_plan(const RowView<A>& from, const RowPlanWishes& wishes, co
 
 template <class A>
 Tensor sum_of_weights(const RowView<A>& from, const Device& device) {
-  const auto chunks = empty_chunks(from.rows.count, from.arguments.target);
+  const auto chunks = empty_chunks(from.rows.count, from.target);
   const auto work = reading(from, chunks);
   read_rows(work, device.stream);
   if (from.rows.count > 0 && checks_values() && !is_capturing()) check_chunks(from, chunks);
-  Tensor sum = at::empty({}, from.arguments.target.options().dtype(type_of<A>()));
+  Tensor sum = at::empty({}, from.target.options().dtype(type_of<A>()));
   sum_weights(work.chunks, plan_chunks(from.rows.count), sum.template mutable_data_ptr<A>(), device.stream);
   return sum;
 }
 
 void check_rows(const RowView<float>& from, const Device& device) {
   if (from.rows.count == 0) return;
-  const auto chunks = empty_chunks(from.rows.count, from.arguments.target);
+  const auto chunks = empty_chunks(from.rows.count, from.target);
   read_rows(reading(from, chunks), device.stream);
   check_chunks(from, chunks);
 }

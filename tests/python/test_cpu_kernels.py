@@ -31,9 +31,11 @@ def loss_and_gradient(function, x, *arguments, **options):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_paths(shape, reduction, dtype, threads):
+@pytest.mark.parametrize("targets", ["indices", "probabilities"])
+def test_paths(shape, reduction, dtype, targets, threads):
     classes, rows = shape[1], (shape[0], *shape[2:])
-    x, target, mask = torch.randn(shape).to(dtype), torch.randint(classes, rows), torch.rand(rows) < 0.7
+    x, mask = torch.randn(shape).to(dtype), torch.rand(rows) < 0.7
+    target = torch.randint(classes, rows) if targets == "indices" else torch.randn(shape).softmax(1).to(dtype)
     options = {"reduction": reduction, "weight": torch.rand(classes), "label_smoothing": 0.1}
     poisoned = x.masked_fill(~mask.unsqueeze(1), torch.nan)
     results = []
@@ -44,8 +46,17 @@ def test_paths(shape, reduction, dtype, threads):
     for a, b in zip(results[0], results[1], strict=True):
         assert_same_bits(a, b)
     options["weight"] = options["weight"].double()
-    ignored = torch.where(mask, target, -100)
-    expected = loss_and_gradient(F.cross_entropy, x.double(), ignored, **options)
+    if targets == "indices":
+        expected = loss_and_gradient(F.cross_entropy, x.double(), torch.where(mask, target, -100), **options)
+    else:  # of which torch's mean divides by all rows
+        kept = mask.unsqueeze(1)
+        x, target = x.double().where(kept, 0), target.double().where(kept, 0)
+
+        def by_torch(x):
+            losses = F.cross_entropy(x, target, **{**options, "reduction": "none"}).where(mask, 0)
+            return losses if reduction == "none" else losses.sum() / mask.sum()
+
+        expected = loss_and_gradient(by_torch, x)
     tolerance = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float64: 1e-12}[dtype]
     torch.testing.assert_close(loss.double(), expected[0], rtol=10 * tolerance, atol=tolerance)
     scale = expected[1].abs().max().item()

@@ -197,5 +197,13 @@ def test_probabilities_below_autograd():
     with torch.inference_mode():
         loss = masked_loss.cross_entropy(x.clone(), probabilities.clone(), mask)
     assert_same_bits(loss, masked_loss.cross_entropy(x, probabilities, mask))
-    with pytest.raises(RuntimeError, match="expected target of class indices"):
-        torch.ops.masked_loss._cross_entropy_forward(x, probabilities)
+    with pytest.raises(TypeError, match="expected class probabilities of the input's dtype, Float, got Double"):
+        torch.ops.masked_loss._cross_entropy_forward(x, probabilities.double())
+
+
+def test_probabilities_of_no_class():
+    x = torch.randn(3, 0, requires_grad=True)
+    loss = masked_loss.cross_entropy(x, torch.rand(3, 0), reduction="none")
+    loss.sum().backward()
+    assert_same_bits(loss, torch.zeros(3))
+    assert x.grad.shape == (3, 0)
