@@ -33,7 +33,8 @@ class Run {
       : mode_(mode), device_(device) {
     call_.work = make_cross_entropy_work<T>(view, input, options, gradient);
     const auto& work = call_.work;
-    const bool beside = work.logits_stride == 1 && work.gradient_stride == 1 && work.class_mask_stride == 1;
+    const bool beside = work.logits_stride == 1 && work.gradient_stride == 1 && work.class_mask_stride == 1 &&
+                        work.probabilities_stride == 1;
     regime_ = pick_cross_entropy_regime(mode, work.rows.count, work.classes, sizeof(T), beside, device.multiprocessors,
                                         device.clusters);
   }

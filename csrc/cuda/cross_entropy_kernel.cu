@@ -23,8 +23,8 @@ struct RowTerms {
 };
 
 template <class A>
-__device__ __forceinline__ RowTerms<A> row_terms(const CrossEntropyRow<A>& row, Softmax<A> softmax) {
-  const auto gradient = cross_entropy_gradient(row, log_sum_exp(softmax));
+__device__ __forceinline__ RowTerms<A> row_terms(const CrossEntropyRow<A>& row, Softmax<A> softmax, A target_sum) {
+  const auto gradient = cross_entropy_gradient(row, log_sum_exp(softmax), target_sum);
   return {gradient, softmax.max, gradient.probability / softmax.sum};
 }
 
@@ -35,18 +35,34 @@ __device__ __forceinline__ A class_gradient(const RowTerms<A>& terms, A scaled, 
   return is_target ? gradient - terms.gradient.target : gradient;
 }
 
-template <class T, class A>
-__device__ __forceinline__ CrossEntropyRow<A> describe(const CrossEntropyWork<T, A>& work, std::int64_t r,
-                                                       std::int64_t target, const Smoothing& smoothing) {
-  return {work.coefficient[r], work.weight == nullptr ? A(1) : work.weight[target], work.label_smoothing, work.z_loss,
-          smoothing};
+// The same with the probability of the class.
+template <class A>
+__device__ __forceinline__ A class_gradient(const RowTerms<A>& terms, A scaled, A weight, A probability) {
+  return scaled - (terms.gradient.smoothing + terms.gradient.target * probability) * weight;
+}
+
+// Of a part of a row, which has the sum where there are class probabilities.
+template <class A>
+__device__ __forceinline__ A target_sum(const CrossEntropyRow<A>& row, const RowPart<A>& part, bool has_probabilities) {
+  return has_probabilities ? static_cast<A>(part.target.weight) : row.target_weight;
 }
 
 template <class T, class A>
+__device__ __forceinline__ CrossEntropyRow<A> describe(const CrossEntropyWork<T, A>& work, std::int64_t r,
+                                                       std::int64_t target, const Smoothing& smoothing) {
+  const bool weighted = work.weight != nullptr && work.probabilities == nullptr;
+  return {work.coefficient[r], weighted ? work.weight[target] : A(1), work.label_smoothing, work.z_loss, smoothing};
+}
+
+template <bool kProbabilities = true, class T, class A>
 __device__ __forceinline__ void give_loss(const CrossEntropyWork<T, A>& work, std::int64_t r,
-                                          const CrossEntropyRow<A>& row, Softmax<A> softmax, A target_logit,
+                                          const CrossEntropyRow<A>& row, const RowPart<A>& part, A target_logit,
                                           bool target_allowed) {
-  work.loss[r] = cross_entropy_loss(row, softmax, target_logit, target_allowed);
+  const auto& softmax = part.softmax;
+  const A log_sum = std::log(softmax.sum);
+  work.loss[r] = kProbabilities && work.probabilities != nullptr
+                     ? cross_entropy_loss(row, softmax, log_sum, part.target)
+                     : cross_entropy_loss(row, softmax, log_sum, target_logit, target_allowed);
   if (work.softmax != nullptr) work.softmax[r] = softmax;
 }
 
@@ -56,10 +72,11 @@ template <class T, class A>
 struct Span {
   const T* logits;
   T* gradient;
-  const bool* allowed;  // or null
-  const A* weight;      // or null
+  const bool* allowed;     // or null
+  const A* weight;         // or null
+  const T* probabilities;  // or null
   int size, head, packs, target;
-  bool aligned;  // the logits where the packs are
+  bool aligned, probabilities_aligned;  // the logits, and these, where the packs are
 
   __device__ Span(const CrossEntropyWork<T, A>& work, std::int64_t r, int slice, int slices,
                   std::int64_t target_class) {
@@ -72,9 +89,11 @@ struct Span {
     gradient = work.gradient == nullptr ? nullptr : work.gradient + offsets[1] + first;
     allowed = work.class_mask == nullptr ? nullptr : work.class_mask + offsets[2] + first;
     weight = work.weight == nullptr ? nullptr : work.weight + first;
+    probabilities = work.probabilities == nullptr ? nullptr : work.probabilities + offsets[3] + first;
     head = min(size, gradient == nullptr ? elements_to_alignment(logits) : elements_to_alignment(gradient));
     packs = (size - head) / n;
     aligned = is_aligned(logits + head);
+    probabilities_aligned = is_aligned(probabilities + head);
     const auto local = target_class - first;
     target = local >= 0 && local < size ? static_cast<int>(local) : -1;
   }
@@ -90,6 +109,8 @@ struct Span {
   __device__ __forceinline__ A weight_of(int i) const { return weight == nullptr ? A(1) : weight[i]; }
 };
 
+constexpr int kLargestTile = 512 * 8;  // packs
+
 // Rows whose classes lie side by side. A group of kLanes threads holds kPacks packs each of a row, which is a tile; the
 // last tile of a row, most often the only one, is still there when the gradient is made, and others are read again.
 template <class T, Mode mode, int kLanes, int kPacks, bool kExtras>
@@ -98,6 +119,8 @@ struct PackGroup {
   using P = Pack<T>;
   // float and double make room for their exponentials, half types compute them again.
   static constexpr bool kKeepsExponentials = mode == Mode::ForwardGrad && std::is_same_v<T, A>;
+  // The largest tile leaves no registers for them.
+  static constexpr bool kProbabilities = kExtras && kLanes * kPacks < kLargestTile;
 
   const CrossEntropyCall<T, A>& call;
   const int lane;
@@ -177,6 +200,7 @@ struct PackGroup {
         part.smoothing.logits += double(logits) + double(max) * double(weights);
         part.smoothing.weight += double(weights);
       }
+      if (kProbabilities && span.probabilities != nullptr) add_target(span, t, max);
     }
     A sum = part.softmax.sum * fast_exp(part.softmax.max - max);
 #pragma unroll
@@ -193,11 +217,69 @@ struct PackGroup {
     part.softmax = {max, sum};
   }
 
+  // What the probabilities of the tile's classes cost, shifted in the same way.
+  __device__ __forceinline__ void add_target(const Span<T, A>& span, int t, A max) {
+    constexpr int kTogether = 2;  // packs that are loaded at once, while the tile's take most registers
+    A logits = 0, weights = 0;
+#pragma unroll
+    for (int k = 0; k < kPacks; k += kTogether) {
+      P probabilities[kTogether];
+#pragma unroll
+      for (int l = 0; l < kTogether; ++l) {
+        const int p = (t * kPacks + k + l) * kLanes + lane;
+        if (p < span.packs) probabilities[l] = load_probabilities(span, p);
+      }
+#pragma unroll
+      for (int l = 0; l < kTogether; ++l) {
+        const int p = (t * kPacks + k + l) * kLanes + lane;
+        if (p >= span.packs) continue;
+#pragma unroll
+        for (int j = 0; j < P::size; ++j) {
+          const A probability = widen(probabilities[l].values[j]);
+          if (allowed[k + l] >> j & 1) {
+            const A weight = span.weight_of(span.element(p) + j) * probability;
+            logits += weight * (widen(tile[k + l].values[j]) - max);
+            weights += weight;
+          } else {
+            part.target.classes += probability > 0;
+          }
+        }
+        hold(tile[k + l]);
+      }
+    }
+    part.target.logits += double(logits) + double(max) * double(weights);
+    part.target.weight += double(weights);
+  }
+
+  // Of a pack. Not streamed: a gradient needs them again.
+  __device__ __forceinline__ static P load_probabilities(const Span<T, A>& span, int p) {
+    const T* from = span.probabilities + span.element(p);
+    if (mode != Mode::ForwardGrad) return load_pack(from, span.probabilities_aligned);
+    P pack;
+    if (span.probabilities_aligned) {
+      const uint4 bits = *reinterpret_cast<const uint4*>(from);
+      memcpy(&pack, &bits, sizeof(pack));
+      return pack;
+    }
+#pragma unroll
+    for (int j = 0; j < P::size; ++j) pack.values[j] = from[j];
+    return pack;
+  }
+
   __device__ __forceinline__ void add_single(const Span<T, A>& span) {
     const int i = span.single(lane);
-    if (i < 0 || !span.allows(i)) return;
+    if (i < 0) return;
+    const A probability = kProbabilities && span.probabilities != nullptr ? widen(span.probabilities[i]) : A(0);
+    if (!span.allows(i)) {
+      part.target.classes = probability > 0;
+      return;
+    }
     const A x = widen(span.logits[i]), max = greater(part.softmax.max, x);
     part.softmax = {max, fast_exp(x - max)};  // the first of this thread
+    if (kProbabilities && span.probabilities != nullptr) {
+      const double weight = double(span.weight_of(i)) * double(probability);
+      part.target = {weight * double(x), weight, 0};
+    }
     if (kExtras && call.work.label_smoothing != 0) {
       const A weight = span.weight_of(i);
       part.smoothing = {double(weight) * double(x), double(weight), 1};
@@ -205,16 +287,26 @@ struct PackGroup {
   }
 
   // What the weights of the allowed classes of a whole row add up to.
-  __device__ __forceinline__ Smoothing sum_weights(std::int64_t r) const {
+  __device__ __forceinline__ void sum_weights(std::int64_t r) {
     const auto& work = call.work;
-    const bool* row = work.class_mask == nullptr ? nullptr : work.class_mask + work.rows.offsets(r)[2];
-    Smoothing sum;
+    const auto offsets = work.rows.offsets(r);
+    const bool* row = work.class_mask == nullptr ? nullptr : work.class_mask + offsets[2];
+    part = {};
+    if (work.label_smoothing == 0 && work.probabilities == nullptr) return;
     for (std::int64_t c = lane; c < work.classes; c += kLanes) {
       if (row != nullptr && !row[c]) continue;
-      sum.weight += work.weight == nullptr ? 1.0 : double(work.weight[c]);
-      ++sum.classes;
+      const double weight = work.weight == nullptr ? 1.0 : double(work.weight[c]);
+      part.smoothing.weight += weight;
+      ++part.smoothing.classes;
+      if (work.probabilities != nullptr)
+        part.target.weight += weight * double(widen(work.probabilities[offsets[3] + c]));
     }
-    return reduce<WarpSum>(sum);
+    reduce_sums();
+  }
+
+  __device__ __forceinline__ void reduce_sums() {
+    if (call.work.label_smoothing != 0) part.smoothing = reduce<WarpSum>(part.smoothing);
+    if (kProbabilities && call.work.probabilities != nullptr) part.target = reduce<WarpSum>(part.target);
   }
 
   template <class Warp, class V>
@@ -240,6 +332,7 @@ struct PackGroup {
       part = block < blocks ? *cluster.map_shared_rank(&mine, block) : RowPart<A>{};
       part.softmax = WarpSoftmax{}(part.softmax);
       if (kExtras && call.work.label_smoothing != 0) part.smoothing = WarpSum{}(part.smoothing);
+      if (kProbabilities && call.work.probabilities != nullptr) part.target = WarpSum{}(part.target);
       cluster.sync();  // all have read, before a block goes on or leaves
     }
 #endif
@@ -254,12 +347,17 @@ struct PackGroup {
       const int p = (t * kPacks + k) * kLanes + lane;
       if (p >= span.packs) continue;
       const int first = span.element(p);
+      const bool has_probabilities = kProbabilities && span.probabilities != nullptr;
+      P probabilities;
+      if (has_probabilities) probabilities = load_probabilities(span, p);
 #pragma unroll
       for (int j = 0; j < P::size; ++j) {
         const A x = widen(tile[k].values[j]);
         const A e = exponentials ? x : fast_exp(x - terms.max);
-        const A weight = kExtras && terms.gradient.smoothing != 0 ? span.weight_of(first + j) : A(0);
-        const A gradient = class_gradient(terms, e * scale, weight, first + j == span.target);
+        const bool weighs = kExtras && (terms.gradient.smoothing != 0 || has_probabilities);
+        const A weight = weighs ? span.weight_of(first + j) : A(0);
+        const A gradient = has_probabilities ? class_gradient(terms, e * scale, weight, widen(probabilities.values[j]))
+                                             : class_gradient(terms, e * scale, weight, first + j == span.target);
         tile[k].values[j] = !kExtras || allowed[k] >> j & 1 ? narrow<T>(gradient) : narrow<T>(A(0));
       }
       store_streaming(span.gradient + first, tile[k]);
@@ -272,7 +370,9 @@ struct PackGroup {
     A gradient = 0;
     if (span.allows(i)) {
       const A scaled = fast_exp(widen(span.logits[i]) - terms.max) * terms.scale;
-      gradient = class_gradient(terms, scaled, span.weight_of(i), i == span.target);
+      gradient = kProbabilities && span.probabilities != nullptr
+                     ? class_gradient(terms, scaled, span.weight_of(i), widen(span.probabilities[i]))
+                     : class_gradient(terms, scaled, span.weight_of(i), i == span.target);
     }
     span.gradient[i] = narrow<T>(gradient);
   }
@@ -295,9 +395,11 @@ struct PackGroup {
       return;
     }
     const int last = tiles(span) - 1;
+    const bool has_probabilities = kProbabilities && span.probabilities != nullptr;
     if constexpr (mode == Mode::Backward) {
-      const auto smoothing = kExtras && work.label_smoothing != 0 ? sum_weights(r) : Smoothing{};
-      const auto terms = row_terms(describe(work, r, target, smoothing), work.softmax[r]);
+      if constexpr (kExtras) sum_weights(r);
+      const auto row = describe(work, r, target, kExtras ? part.smoothing : Smoothing{});
+      const auto terms = row_terms(row, work.softmax[r], target_sum(row, part, has_probabilities));
       for (int t = 0; t <= last; ++t) {
         load(span, t);
         store(span, t, terms, false, A(0));
@@ -315,16 +417,16 @@ struct PackGroup {
     }
     const A max = part.softmax.max;
     part.softmax = reduce<WarpSoftmax>(part.softmax);
-    if (kExtras && work.label_smoothing != 0) part.smoothing = reduce<WarpSum>(part.smoothing);
+    if constexpr (kExtras) reduce_sums();
     if (call.parts != nullptr) {
       if (lane == 0) call.parts[r * call.slices + slice] = part;
       return;
     }
     merge_cluster();
     const auto row = describe(work, r, target, part.smoothing);
-    if (gives_loss) give_loss(work, r, row, part.softmax, target_logit, span.allows(span.target));
+    if (gives_loss) give_loss<kProbabilities>(work, r, row, part, target_logit, span.allows(span.target));
     if constexpr (mode == Mode::ForwardGrad) {
-      const auto terms = row_terms(row, part.softmax);
+      const auto terms = row_terms(row, part.softmax, target_sum(row, part, has_probabilities));
       store_single(span, terms);
       store(span, last, terms, kKeepsExponentials, max);
       for (int t = last - 1; t >= 0; --t) {
@@ -355,6 +457,11 @@ __global__ void __launch_bounds__(std::max(kLanes, 128), resident_blocks(kLanes,
   }
 }
 
+template <class A>
+__device__ __forceinline__ RowPart<A> merge(const RowPart<A>& a, const RowPart<A>& b) {
+  return {merge(a.softmax, b.softmax), a.smoothing + b.smoothing, a.target + b.target};
+}
+
 // Puts the parts of rows together, a thread a row.
 template <class T>
 __global__ void __launch_bounds__(128) cross_entropy_parts(CrossEntropyCall<T, Compute<T>> call) {
@@ -367,21 +474,21 @@ __global__ void __launch_bounds__(128) cross_entropy_parts(CrossEntropyCall<T, C
   RowPart<A> row;
   for (int s = 0; s < call.slices; ++s) {
     const auto part = call.parts[r * call.slices + s];
-    row = {merge(row.softmax, part.softmax), row.smoothing + part.smoothing};
+    row = merge(row, part);
   }
   const auto offsets = work.rows.offsets(r);
   const bool allowed = work.class_mask == nullptr || work.class_mask[offsets[2] + target];
-  give_loss(work, r, describe(work, r, target, row.smoothing), row.softmax, widen(work.logits[offsets[0] + target]),
-            allowed);
+  give_loss(work, r, describe(work, r, target, row.smoothing), row, widen(work.logits[offsets[0] + target]), allowed);
 }
 
 // The softmax of the threads that share a row, all of which get it; `rows` stand beside one another in a block.
 template <class A>
-__device__ RowPart<A> reduce_rows(RowPart<A> part, int lanes, int rows, bool rows_first, bool smoothing) {
+__device__ RowPart<A> reduce_rows(RowPart<A> part, int lanes, int rows, bool rows_first, bool sums) {
   if (lanes == 1) return part;
   if (!rows_first) {
+    const auto sum = [&](const Smoothing& of) { return reduce_lanes(of, lanes, [](auto a, auto b) { return a + b; }); };
     part.softmax = reduce_softmax(part.softmax, lanes);
-    if (smoothing) part.smoothing = reduce_lanes(part.smoothing, lanes, [](auto a, auto b) { return a + b; });
+    if (sums) part = {part.softmax, sum(part.smoothing), sum(part.target)};
     return part;
   }
   auto& parts = shared<RowPart<A>[512], struct LaneParts>();
@@ -390,16 +497,18 @@ __device__ RowPart<A> reduce_rows(RowPart<A> part, int lanes, int rows, bool row
   const int row = threadIdx.x % rows;
   part = parts[row];
   for (int l = 1; l < lanes; ++l) {
-    const auto& other = parts[l * rows + row];
-    part = {merge(part.softmax, other.softmax), part.smoothing + other.smoothing};
+    part = merge(part, parts[l * rows + row]);
   }
   __syncthreads();  // before the next rows write
   return part;
 }
 
+// Threads a row where rows lie beside one another; of double each needs more registers.
+constexpr int most_lanes(std::int64_t element_bytes) { return element_bytes > 4 ? 8 : 16; }
+
 // Rows of classes anywhere in memory: `lanes` threads a row.
 template <class T, Mode mode>
-__global__ void __launch_bounds__(512)
+__global__ void __launch_bounds__(32 * most_lanes(sizeof(T)))
     cross_entropy_lanes(CrossEntropyCall<T, Compute<T>> call, int lanes, bool rows_first) {
   using A = Compute<T>;
   const auto& work = call.work;
@@ -409,22 +518,34 @@ __global__ void __launch_bounds__(512)
   for (auto first = std::int64_t(blockIdx.x) * rows; first < work.rows.count; first += std::int64_t(gridDim.x) * rows) {
     const auto r = first + row_in_block;
     const auto target = r < work.rows.count ? work.index[r] : -1;
-    const auto offsets = r < work.rows.count ? work.rows.offsets(r) : std::array<std::int64_t, 3>{};
+    const auto offsets = r < work.rows.count ? work.rows.offsets(r) : std::array<std::int64_t, 4>{};
     const T* logits = work.logits + offsets[0];
     T* gradient = work.gradient == nullptr ? nullptr : work.gradient + offsets[1];
     const auto allows = [&](std::int64_t c) {
       return work.class_mask == nullptr || work.class_mask[offsets[2] + c * work.class_mask_stride];
     };
     const auto weight_of = [&](std::int64_t c) { return work.weight == nullptr ? A(1) : work.weight[c]; };
-    const bool smooth = work.label_smoothing != 0;
+    const bool has_probabilities = work.probabilities != nullptr, sums = work.label_smoothing != 0 || has_probabilities;
+    const auto probability_of = [&](std::int64_t c) {
+      return widen(work.probabilities[offsets[3] + c * work.probabilities_stride]);
+    };
 
     RowPart<A> part;
-    if (target >= 0 && (mode != Mode::Backward || smooth)) {
+    if (target >= 0 && (mode != Mode::Backward || sums)) {
       auto& [max, sum] = part.softmax;
       for (std::int64_t c = lane; c < work.classes; c += lanes) {
-        if (!allows(c)) continue;
+        if (!allows(c)) {
+          if (has_probabilities) part.target.classes += probability_of(c) > 0;
+          continue;
+        }
         const A x = widen(logits[c * work.logits_stride]);
-        if (smooth) part.smoothing = part.smoothing + Smoothing{double(weight_of(c)) * double(x), weight_of(c), 1};
+        if (work.label_smoothing != 0) {
+          part.smoothing = part.smoothing + Smoothing{double(weight_of(c)) * double(x), weight_of(c), 1};
+        }
+        if (has_probabilities) {
+          const double weight = double(weight_of(c)) * double(probability_of(c));
+          part.target = part.target + Smoothing{weight * double(x), weight, 0};
+        }
         if constexpr (mode == Mode::Backward) continue;
         if (x > max) {
           sum = sum * fast_exp(max - x) + 1;
@@ -434,29 +555,31 @@ __global__ void __launch_bounds__(512)
         }
       }
     }
-    part = reduce_rows(part, lanes, rows, rows_first, smooth);
+    part = reduce_rows(part, lanes, rows, rows_first, sums);
     if (target < 0) {
       if (mode != Mode::Forward && r < work.rows.count) {
         for (std::int64_t c = lane; c < work.classes; c += lanes) gradient[c * work.gradient_stride] = narrow<T>(A(0));
       }
       continue;
     }
-    const auto softmax = mode == Mode::Backward ? work.softmax[r] : merge(Softmax<A>{}, part.softmax);
+    part.softmax = mode == Mode::Backward ? work.softmax[r] : merge(Softmax<A>{}, part.softmax);
+    const auto& softmax = part.softmax;
     const auto row = describe(work, r, target, part.smoothing);
     if constexpr (mode != Mode::Backward) {
       if (lane == 0) {
         const bool inside = target < work.classes;  // a row without classes has a target out of range
-        give_loss(work, r, row, softmax, inside ? widen(logits[target * work.logits_stride]) : A(0),
+        give_loss(work, r, row, part, inside ? widen(logits[target * work.logits_stride]) : A(0),
                   !inside || allows(target));
       }
     }
     if constexpr (mode != Mode::Forward) {
-      const auto terms = row_terms(row, softmax);
+      const auto terms = row_terms(row, softmax, target_sum(row, part, has_probabilities));
       for (std::int64_t c = lane; c < work.classes; c += lanes) {
         A value = 0;
         if (allows(c)) {
           const A scaled = fast_exp(widen(logits[c * work.logits_stride]) - softmax.max) * terms.scale;
-          value = class_gradient(terms, scaled, weight_of(c), c == target);
+          value = has_probabilities ? class_gradient(terms, scaled, weight_of(c), probability_of(c))
+                                    : class_gradient(terms, scaled, weight_of(c), c == target);
         }
         gradient[c * work.gradient_stride] = narrow<T>(value);
       }
@@ -490,6 +613,7 @@ struct Shape {
 };
 constexpr Shape kShapes[] = {{32, 4}, {128, 4}, {256, 4}, {256, 8}, {512, 8}};
 constexpr int kShapeCount = std::size(kShapes);
+static_assert(kShapes[kShapeCount - 1].lanes * kShapes[kShapeCount - 1].packs == kLargestTile);
 constexpr int kStreaming = 3;       // shapes for rows that are read once: the larger ones are for what stays on chip
 constexpr int kSliceOfCluster = 3;  // the shape that a cluster's blocks have, while rows fit in it
 
@@ -509,7 +633,8 @@ unsigned grid(std::int64_t blocks_needed, int multiprocessors, int threads, int 
 template <class T, Mode mode, int shape, class A>
 void run_packs(const CrossEntropyCall<T, A>& call, bool clusters, int multiprocessors, cudaStream_t stream) {
   constexpr int lanes = kShapes[shape].lanes, packs = kShapes[shape].packs, threads = std::max(lanes, 128);
-  const bool extras = call.work.class_mask != nullptr || call.work.label_smoothing != 0;
+  const bool extras =
+      call.work.class_mask != nullptr || call.work.label_smoothing != 0 || call.work.probabilities != nullptr;
   const auto kernel =
       extras ? cross_entropy_packs<T, mode, lanes, packs, true> : cross_entropy_packs<T, mode, lanes, packs, false>;
   const auto blocks = divide_up(call.work.rows.count * call.slices, threads / lanes);
@@ -536,7 +661,9 @@ void run_mode(CrossEntropyCall<T, A> call, const CrossEntropyRegime& regime, int
     if (regime.kind != CrossEntropyRegime::Lanes) {
       call.slices = regime.slices;
       if (regime.kind == CrossEntropyRegime::Packs) call.parts = nullptr;
-      return run_shape<T, mode>(call, regime, multiprocessors, stream);
+      auto in = regime;
+      if (call.work.probabilities != nullptr) in.shape = std::min(in.shape, kShapeCount - 2);
+      return run_shape<T, mode>(call, in, multiprocessors, stream);
     }
   }
   const unsigned threads = std::max(128, regime.rows_first ? 32 * regime.lanes : 0);
@@ -555,7 +682,7 @@ CrossEntropyRegime pick_cross_entropy_regime(Mode mode, std::int64_t rows, std::
     CrossEntropyRegime regime{CrossEntropyRegime::Lanes, 0, 1, 1, !beside};
     const auto enough = [&] {
       return beside ? regime.lanes * 8 >= classes || regime.lanes == 32
-                    : regime.lanes * 4 >= classes || regime.lanes == 16 ||
+                    : regime.lanes * 4 >= classes || regime.lanes == most_lanes(element_bytes) ||
                           rows * regime.lanes >= std::int64_t(multiprocessors) * 1024;
     };
     while (!enough()) regime.lanes *= 2;

@@ -15,6 +15,7 @@ struct Case {
   bool beside = true;   // classes lie beside one another; otherwise rows do
   int lanes = 0;        // of the regime Lanes, where it is not to be picked
   bool extras = false;  // class mask, class weights, label smoothing, z-loss
+  bool probabilities = false;
 };
 
 template <class T>
@@ -29,6 +30,7 @@ class Problem {
         logits_(elements_, random_() % 8),
         gradient_(elements_, random_() % 8),
         class_mask_(of.extras ? elements_ : 0, random_() % 8),
+        probabilities_(of.probabilities ? elements_ : 0, random_() % 8),
         weight_(of.classes),
         index_(of.rows),
         order_(of.rows),
@@ -55,6 +57,15 @@ class Problem {
         class_mask_[offset(r, 0)] = true;
       }
     }
+    if (of.probabilities) {
+      for (std::int64_t r = 0; r < of.rows; ++r) {
+        for (std::int64_t c = 0; c < of.classes; ++c) {
+          const bool positive = random_() % 4 != 0 && (r % 4 == 3 || allows(r, c));
+          probabilities_[offset(r, c)] = element<T>(positive ? double(random_() % 256) / 128 / double(of.classes) : 0);
+        }
+        if (index_[r] >= 0) index_[r] = 0;
+      }
+    }
   }
 
   void check(Mode mode) {
@@ -68,7 +79,8 @@ class Problem {
     const auto what = "kind " + std::to_string(regime.kind) + " shape " + std::to_string(regime.shape) + " slices " +
                       std::to_string(regime.slices) + " lanes " + std::to_string(regime.lanes) + " mode " +
                       std::to_string(int(mode)) + " rows " + std::to_string(of_.rows) + " classes " +
-                      std::to_string(of_.classes) + " extras " + std::to_string(of_.extras);
+                      std::to_string(of_.classes) + " extras " + std::to_string(of_.extras) + " probabilities " +
+                      std::to_string(of_.probabilities);
     SCOPED_TRACE(what);
     for (std::int64_t r = 0; r < of_.rows; ++r) check_row(mode, r);
   }
@@ -83,11 +95,12 @@ class Problem {
     CrossEntropyCall<T, A> call{};
     auto& work = call.work;
     const std::int64_t row_stride = of_.beside ? of_.classes : 1, class_stride = of_.beside ? 1 : of_.rows;
-    work.rows = make_rows<3>({of_.rows}, {{row_stride}, {row_stride}, {row_stride}});
+    work.rows = make_rows<4>({of_.rows}, {{row_stride}, {row_stride}, {row_stride}, {row_stride}});
     work.classes = of_.classes;
     work.logits = logits_.data();
     work.gradient = mode == Mode::Forward ? nullptr : gradient_.data();
-    work.logits_stride = work.gradient_stride = work.class_mask_stride = class_stride;
+    work.logits_stride = work.gradient_stride = work.class_mask_stride = work.probabilities_stride = class_stride;
+    work.probabilities = of_.probabilities ? probabilities_.data() : nullptr;
     work.class_mask = of_.extras ? class_mask_.data() : nullptr;
     work.weight = of_.extras ? weight_.data() : nullptr;
     work.label_smoothing = smoothing();
@@ -129,16 +142,25 @@ class Problem {
       return;
     }
     const auto softmax = softmax_of(r);
-    Smoothing sums;
+    Smoothing sums, target_sums;
+    const auto weight_of = [&](std::int64_t c) { return of_.extras ? double(weight_[c]) : 1.0; };
+    const auto probability_of = [&](std::int64_t c) { return number(probabilities_[offset(r, c)]); };
     for (std::int64_t c = 0; c < of_.classes; ++c) {
-      if (!allows(r, c)) continue;
-      const double weight = of_.extras ? double(weight_[c]) : 1;
-      sums = sums + Smoothing{weight * number(logits_[offset(r, c)]), weight, 1};
+      if (!allows(r, c)) {
+        target_sums.classes += of_.probabilities && probability_of(c) > 0;
+        continue;
+      }
+      const double weight = weight_of(c), x = number(logits_[offset(r, c)]);
+      sums = sums + Smoothing{weight * x, weight, 1};
+      const double probable = of_.probabilities ? weight * probability_of(c) : 0;
+      target_sums = target_sums + Smoothing{probable * x, probable, 0};
     }
-    const CrossEntropyRow<double> row{double(coefficient_[r]), of_.extras ? double(weight_[target]) : 1.0, smoothing(),
+    const CrossEntropyRow<double> row{double(coefficient_[r]), of_.probabilities ? 1.0 : weight_of(target), smoothing(),
                                       z_loss(), sums};
     if (mode != Mode::Backward) {
-      const double loss = cross_entropy_loss(row, softmax, number(logits_[offset(r, target)]), allows(r, target));
+      const double loss = of_.probabilities
+                              ? cross_entropy_loss(row, softmax, std::log(softmax.sum), target_sums)
+                              : cross_entropy_loss(row, softmax, number(logits_[offset(r, target)]), allows(r, target));
       const double scale = 4 + std::abs(loss);
       if (std::isfinite(loss)) {
         ASSERT_NEAR(double(loss_[r]), loss, (sizeof(A) == 8 ? 1e-12 : 4e-6) * scale) << "row " << r;
@@ -154,17 +176,24 @@ class Problem {
       ASSERT_NEAR(lse, log_sum_exp(softmax), (sizeof(A) == 8 ? 1e-12 : 4e-6) * (4 + std::abs(lse))) << "row " << r;
       return;
     }
-    const auto terms = cross_entropy_gradient(row, log_sum_exp(softmax));
+    const auto terms = of_.probabilities ? cross_entropy_gradient(row, log_sum_exp(softmax), target_sums.weight)
+                                         : cross_entropy_gradient(row, log_sum_exp(softmax));
     for (std::int64_t c = 0; c < of_.classes; ++c) {
       double expected = 0, size = 0;
       const auto add = [&](double term) { expected += term, size += std::abs(term); };
       if (allows(r, c)) {
         add(terms.probability * std::exp(number(logits_[offset(r, c)]) - softmax.max) / softmax.sum);
-        add(-terms.smoothing * (of_.extras ? double(weight_[c]) : 1));
-        if (c == target) add(-terms.target);
+        add(-terms.smoothing * weight_of(c));
+        if (of_.probabilities) {
+          add(-terms.target * weight_of(c) * probability_of(c));
+        } else if (c == target) {
+          add(-terms.target);
+        }
       }
       // Each term is rounded at its own size, the result to the dtype, whose smallest numbers have fewer digits.
-      const double tolerance = kRounding<A> * size + kRounding<T> * std::abs(expected) + (sizeof(T) == 2 ? 1e-7 : 0);
+      // Probabilities bring one more rounding to each.
+      const double tolerance = (of_.probabilities ? 2 : 1) * kRounding<A> * size + kRounding<T> * std::abs(expected) +
+                               (sizeof(T) == 2 ? 1e-7 : 0);
       ASSERT_NEAR(number(gradient_[offset(r, c)]), expected, tolerance) << "row " << r << " class " << c;
     }
   }
@@ -181,6 +210,7 @@ class Problem {
   std::size_t elements_;
   Buffer<T> logits_, gradient_;
   Buffer<bool> class_mask_;
+  Buffer<T> probabilities_;
   Buffer<A> weight_;
   Buffer<std::int64_t> index_, order_, kept_;
   Buffer<A> coefficient_, loss_;
@@ -191,8 +221,9 @@ template <class T>
 class CrossEntropyKernel : public ::testing::Test {
  protected:
   static void check(Case of, int random_schedules = 1) {
-    for (const bool extras : {false, true}) {
+    for (const auto [extras, probabilities] : {std::pair(false, false), {true, false}, {false, true}, {true, true}}) {
       of.extras = extras;
+      of.probabilities = probabilities;
       for (const auto mode : {Mode::Forward, Mode::ForwardGrad, Mode::Backward}) {
         Problem<T> problem(of, unsigned(of.classes * 31 + of.rows));
         with_schedules(random_schedules, [&] { problem.check(mode); });
