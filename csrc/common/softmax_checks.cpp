@@ -1,0 +1,53 @@
+#include "argument_checks.h"
+
+#include <string_view>
+
+namespace masked_loss {
+
+namespace {
+
+// As torch's softmax and logsumexp under autocast: in float32, but on the CPU.
+at::ScalarType softmax_type(const char* op, const Tensor& input, std::optional<at::ScalarType> dtype) {
+  if (dtype) return *dtype;
+  const auto type = input.scalar_type();
+  // torch's logsumexp alone takes integers.
+  if (std::string_view(op) == Logsumexp::op && at::isIntegralType(type, /*includeBool=*/true)) {
+    return at::get_default_dtype_as_scalartype();
+  }
+  return input.is_cpu() ? type : result_type(input);
+}
+
+}  // namespace
+
+at::DimVector check_softmax(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                            bool causal) {
+  check_kept(op, input, mask);
+  check_floating(op, "input", input);
+  const auto dims = wrapped_dims(op, dim, input.dim());
+  TORCH_CHECK(!causal || input.dim() >= 2, op, ": expected input of rank 2 or more with causal, got shape ",
+              input.sym_sizes());
+  TORCH_CHECK_VALUE(!causal || (dims.size() == 1 && dims[0] == input.dim() - 1), op,
+                    ": expected dim to be the last one with causal, got ", dim);
+  return dims;
+}
+
+void check_softmax_grad(const char* op, const Tensor& grad, const Tensor& result) {
+  check_beside(op, "grad", grad, "result", result);
+  TORCH_CHECK(grad.sizes() == result.sizes() && grad.scalar_type() == result.scalar_type(), op,
+              ": expected grad of the result's shape and dtype, ", result.sizes(), " ", result.scalar_type(), ", got ",
+              grad.sizes(), " ", grad.scalar_type());
+}
+
+Tensor resolve_softmax(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                       bool causal, std::optional<at::ScalarType> dtype) {
+  check_layout(op, "input", input);
+  TORCH_CHECK_TYPE(!input.is_complex(), op, ": expected real input, got ", input.scalar_type());
+  TORCH_CHECK_TYPE(!dtype || at::isFloatingType(*dtype), op, ": expected a floating dtype, got ",
+                   dtype.value_or(at::kFloat));
+  const auto type = softmax_type(op, input, dtype);
+  const auto converted = type == input.scalar_type() ? input : input.to(type);
+  check_softmax(op, converted, mask, dim, causal);
+  return converted;
+}
+
+}  // namespace masked_loss
