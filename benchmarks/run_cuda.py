@@ -51,11 +51,13 @@ class CrossEntropy:
     dtype: torch.dtype
     backward: bool = True
     kept: float = 1.0
+    probabilities: bool = False
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         masked = "" if self.kept == 1 else f", {self.kept:.0%} kept"
-        return f"{self.rows}x{self.classes}, {dtype}, forward{'+backward' * self.backward}{masked}"
+        targets = ", class probabilities" * self.probabilities
+        return f"{self.rows}x{self.classes}, {dtype}, forward{'+backward' * self.backward}{masked}{targets}"
 
     @property
     def input_bytes(self) -> int:
@@ -63,7 +65,10 @@ class CrossEntropy:
 
     def __call__(self, device: torch.device) -> Dict[str, Call]:
         logits = torch.randn(self.rows, self.classes, device=device).to(self.dtype).requires_grad_(self.backward)
-        target = torch.randint(self.classes, (self.rows,), device=device)
+        if self.probabilities:
+            target = torch.randn_like(logits).softmax(1).detach()
+        else:
+            target = torch.randint(self.classes, (self.rows,), device=device)
         mask = torch.rand(self.rows, device=device) < self.kept if self.kept < 1 else None
         ignored = target if mask is None else torch.where(mask, target, -100)
 
@@ -78,6 +83,8 @@ class CrossEntropy:
             EAGER: partial(step, F.cross_entropy, logits, ignored),
             COMPILE: partial(step, compiled(F.cross_entropy), logits, ignored),
         }
+        if self.probabilities:  # which the others do not take
+            return calls
         if loss := liger():  # it writes the gradient over its input
             calls[LIGER] = partial(step, loss, logits.detach().clone().requires_grad_(self.backward), ignored)
         if loss := quack():
@@ -85,7 +92,7 @@ class CrossEntropy:
         return calls
 
     def case(self, group: str) -> Case:
-        moved = self.kept + (1 if self.backward else 0)
+        moved = self.kept * (1 + self.probabilities) + (1 if self.backward else 0)
         memory = 1.05 if self.backward else None
         return Case(str(self), self, group, self.classes, input_bytes=self.input_bytes, moved=moved, most_memory=memory)
 
@@ -118,6 +125,7 @@ def cases(tiny: bool) -> List[Case]:
         ]
         return [
             CrossEntropy(16, 64, torch.bfloat16, kept=0.5).case("tiny"),
+            CrossEntropy(16, 64, torch.float32, probabilities=True).case("tiny"),
             MaskedFill(64, torch.float32).case(),
             *losses,
         ]
@@ -129,6 +137,8 @@ def cases(tiny: bool) -> List[Case]:
     result += [CrossEntropy(16384, 2**n, torch.float32).case("float32, forward+backward") for n in range(12, 18)]
     for kept in (1, 0.8, 0.5, 0.2, 0.05):
         result.append(CrossEntropy(4096, 32000, torch.bfloat16, kept=kept).case("kept"))
+    for dtype in (torch.bfloat16, torch.float32):
+        result.append(CrossEntropy(2048, 32000, dtype, probabilities=True).case("class probabilities"))
     result += [MaskedFill(size, dtype).case() for size in (1024, 8192) for dtype in (torch.bfloat16, torch.float32)]
     for loss in LOSSES:
         for dtype, backward in product((torch.bfloat16, torch.float32), (False, True)):
