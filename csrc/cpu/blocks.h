@@ -2,6 +2,7 @@
 
 // Only for kernel files, as vectors.h: what rows of any dtype, visited in blocks, are read and written with. T is the
 // dtype of the elements, A the one they are computed in.
+#include "cpu/capability.h"
 #include "cpu/vectors.h"
 
 namespace masked_loss::cpu::CPU_CAPABILITY {
@@ -132,6 +133,18 @@ void store_vectors(T* out, std::int64_t n, const Value& value) {
     }
   }
   if (i < n) store_part(i, n - i);
+}
+
+// Whether what a kernel writes is more than a cache holds.
+template <template <class, class> class Work, class T, class A>
+bool past_cache(const Work<T, A>& work) {
+  return work.rows.count * work.classes * static_cast<std::int64_t>(sizeof(T)) >= kPastCache;
+}
+
+// Where the next cache line begins.
+template <class A>
+A* next_line(A* scratch) {
+  return reinterpret_cast<A*>((reinterpret_cast<std::uintptr_t>(scratch) + 63) / 64 * 64);
 }
 
 }  // namespace

@@ -25,11 +25,6 @@ constexpr A masked_value(SoftmaxPass pass) {
   return pass == Pass::LogSoftmax || pass == Pass::Logsumexp ? -kInfinity<A> : A(0);
 }
 
-template <class T, class A>
-bool past_cache(const SoftmaxWork<T, A>& work) {
-  return work.rows.count * work.classes * static_cast<std::int64_t>(sizeof(T)) >= kPastCache;
-}
-
 // Of a sum of exponentials that is NaN: an infinite element makes it so, though its log-sum-exp is infinite too.
 template <class A, class At>
 A log_sum_exp_of(Softmax<A> softmax, std::int64_t n, const At& at) {
