@@ -80,9 +80,9 @@ class Softmax:
             x.grad = None
 
 
-def case(group: str, goals: Dict[str, float], *arguments: object, **kind: object) -> Case:
-    """Against the peers that `goals` names; the rest is what Softmax takes."""
-    problem = Softmax(*arguments, peers=tuple(goals.keys() - {HUGE_EAGER}), **kind)
+def case(group: str, goals: Dict[str, float], *arguments: object, others: Tuple[str, ...] = (), **kind: object) -> Case:
+    """Against the peers that `goals` names, and `others` without a goal; the rest is what Softmax takes."""
+    problem = Softmax(*arguments, peers=tuple({*goals, *others} - {HUGE_EAGER}), **kind)
     itemsize, forward = problem.dtype.itemsize, 2.0 if problem.function != "logsumexp" else 1.0
     # A causal mask leaves out half of what is read, and nothing of what is written.
     read = 0.5 if problem.mask == "causal" else 1.0

@@ -1,4 +1,4 @@
-"""Losses and masked_fill on a GPU against torch eager, torch.compile, and Liger and quack where they are there.
+"""Losses, softmax, masked_fill on a GPU against torch eager, torch.compile, and Liger and quack where they are there.
 
 `make bench-cuda` runs it. Every case is timed in turns in one process, beside a copy of as many bytes. Prints a table,
 and writes JSON and a picture, named after the GPU, into benchmarks/results.
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from bench_pointwise import LOSSES
 from bench_pointwise import case as pointwise
+from bench_softmax import case as softmax
 from common import COMPILE, EAGER, OURS, Call, Case, Result, compiled, measure, start
 from matplotlib.figure import Figure
 from report import machine, report, write_json
@@ -23,6 +24,7 @@ from torch import Tensor
 import masked_loss
 
 LIGER, QUACK = "Liger", "quack"
+PEERS = (EAGER, COMPILE)
 RESULTS = Path(__file__).parent / "results"
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -128,6 +130,7 @@ def cases(tiny: bool) -> List[Case]:
             CrossEntropy(16, 64, torch.float32, probabilities=True).case("tiny"),
             MaskedFill(64, torch.float32).case(),
             *losses,
+            *(softmax("softmax", {}, "softmax", (8, 16, 16), mask, others=PEERS) for mask in ("dense", "causal")),
         ]
     pairs = [(32768, 2**n) for n in range(8, 17)] + [(16384, 131072), (8192, 262144)]
     result = []
@@ -145,6 +148,14 @@ def cases(tiny: bool) -> List[Case]:
             kind = {"dtype": dtype, "backward": backward}
             result.append(pointwise("pointwise", loss, 1 << 26, {}, EAGER, COMPILE, **kind))
         result.append(pointwise("small", loss, 1000, {}, EAGER))
+    rows, scores = (8192, 2048), (8, 16, 512, 512)
+    for dtype, backward in product((torch.float32, torch.bfloat16), (False, True)):
+        kind = {"dtype": dtype, "backward": backward, "others": PEERS}
+        result += [
+            softmax("softmax", {}, function, rows, **kind) for function in ("softmax", "log_softmax", "logsumexp")
+        ]
+        result += [softmax("softmax", {}, "softmax", scores, mask, **kind) for mask in ("causal", "padding")]
+        result.append(softmax("softmax", {}, "softmax", (32, 1000, 512), dim=1, **kind))
     return result
 
 

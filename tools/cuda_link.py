@@ -52,11 +52,7 @@ schemas = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("mask
 names = sorted({".".join(filter(None, (s.name, s.overload_name))) for s in schemas})
 missing = []
 # Inner ops of the CPU alone: on other devices their public ops are made of torch's.
-of_the_cpu = {
-    f"masked_loss::{name}"
-    for family in ("softmax", "logsumexp")
-    for name in (f"_{family}_forward", f"_{family}_backward")
-} | {"masked_loss::_masked_moments", "masked_loss::_masked_spread"}
+of_the_cpu = {"masked_loss::_masked_moments", "masked_loss::_masked_spread"}
 for name in names:
     own = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
     composite = torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, "CUDA")

@@ -29,7 +29,7 @@ COMPARISON = re.compile(r"(?<=[\w)\]]) < (?=[\w(])")
 
 def mutants(every):
     """(file, number of the line, what was done, the line instead)"""
-    for path in [*sources("MASKED_LOSS_CUDA_KERNELS"), ROOT / "csrc" / "cuda" / "device.cuh"]:
+    for path in [*sources("MASKED_LOSS_CUDA_KERNELS"), *sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))]:
         compared = 0
         for number, line in enumerate(path.read_text().splitlines()):
             if BARRIER.match(line):
@@ -91,6 +91,7 @@ def try_mutant(index, mutant, tests, include):
             "row_plan_kernel": "RowPlan*",
             "masked_fill_kernel": "MaskedFill*",
             "pointwise_kernel": "Pointwise*",
+            "softmax_kernel": "Softmax*",
         }
         command = [*fixed, str(linked), "--gtest_brief=1", f"--gtest_filter={name.get(path.stem, '*')}"]
         try:

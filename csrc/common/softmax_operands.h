@@ -39,6 +39,7 @@ struct SoftmaxOperands {
     };
     work.classes = input.size(dim);
     work.queries = causal ? input.size(-2) : 0;
+    if (work.queries > 0) work.by_queries = Quotient(work.queries);
     work.input = static_cast<const T*>(line(input, 0, work.input_stride));
     work.grad = static_cast<const T*>(line(grad, 1, work.grad_stride));
     work.result = static_cast<T*>(line(result, 2, work.result_stride));

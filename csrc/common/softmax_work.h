@@ -14,17 +14,18 @@ struct SoftmaxWork {
   Rows<4> rows;  // offsets of input, grad, result and mask
   std::int64_t classes;
   std::int64_t queries;  // row r keeps its first r % queries + 1 classes; 0: all
-  const T* input;        // backward passes of softmax and log_softmax: what they gave
-  const T* grad;         // backward passes of these two
-  T* result;             // but of logsumexp
-  const bool* mask;      // or null
+  Quotient by_queries;
+  const T* input;    // backward passes of softmax and log_softmax: what they gave
+  const T* grad;     // backward passes of these two
+  T* result;         // but of logsumexp
+  const bool* mask;  // or null
   std::int64_t input_stride, grad_stride, result_stride, mask_stride;  // between classes
   A* reduced;         // [N] of logsumexp: written forward, read backward
   const A* row_grad;  // [N] logsumexp, backward
 
   MASKED_LOSS_HD std::int64_t causal_end(std::int64_t row) const {
     if (queries == 0) return classes;
-    const std::int64_t end = row % queries + 1;
+    const std::int64_t end = row - by_queries(row) * queries + 1;
     return end < classes ? end : classes;
   }
 };

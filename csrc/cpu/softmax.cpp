@@ -1,10 +1,8 @@
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 #include <c10/util/SmallBuffer.h>
-#include <torch/library.h>
 
 #include "common/huge_pages.h"
-#include "common/softmax_operands.h"
+#include "common/softmax_inner.h"
 #include "cpu/parallel.h"
 #include "cpu/softmax_kernel.h"
 
@@ -30,82 +28,19 @@ void run(const SoftmaxWork<T, A>& work, SoftmaxPass pass) {
   });
 }
 
-void run(SoftmaxPass pass, SoftmaxOperands operands) {
-  operands.resolve();
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, operands.input.scalar_type(), "softmax", [&] {
-    using A = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-    run(operands.work<scalar_t, A>(), pass);
-  });
-}
+struct Backend {
+  static Tensor output(const Tensor& like) { return empty_output(like); }
 
-Tensor softmax_forward(const Tensor& input, const OptionalTensor& mask, const SoftmaxSlices& slices) {
-  const auto dim = check_softmax("_softmax_forward", input, mask, slices.dim, slices.causal)[0];
-  auto result = empty_output(input);
-  const bool log = slices.kind == SoftmaxKind::LogSoftmax;
-  run(log ? SoftmaxPass::LogSoftmax : SoftmaxPass::Softmax,
-      {.input = input, .result = result, .mask = mask, .dim = dim, .causal = slices.causal});
-  return result;
-}
-
-Tensor softmax_backward(const Tensor& grad, const Tensor& result, const OptionalTensor& mask,
-                        const SoftmaxSlices& slices) {
-  constexpr auto op = "_softmax_backward";
-  const auto dim = check_softmax(op, result, mask, slices.dim, slices.causal)[0];
-  check_softmax_grad(op, grad, result);
-  auto gradient = empty_output(result);
-  const bool log = slices.kind == SoftmaxKind::LogSoftmax;
-  run(log ? SoftmaxPass::LogSoftmaxBackward : SoftmaxPass::SoftmaxBackward,
-      {.input = result, .grad = grad, .result = gradient, .mask = mask, .dim = dim, .causal = slices.causal});
-  return gradient;
-}
-
-Tensor logsumexp_forward(const Tensor& input, const OptionalTensor& mask, const LogsumexpSlices& slices) {
-  auto dims = check_softmax("_logsumexp_forward", input, mask, slices.dim, slices.causal);
-  std::sort(dims.begin(), dims.end());
-  // The last dimension first, where elements are most likely to lie beside one another; then what that has given.
-  Tensor result = input;
-  for (auto d = dims.rbegin(); d != dims.rend(); ++d) {
-    at::DimVector sizes(result.sizes());
-    if (!sizes.empty()) sizes[*d] = 1;
-    auto reduced = at::empty(sizes, input.options().dtype(accumulation_type(input.scalar_type())));
-    const bool first = d == dims.rbegin();
-    run(SoftmaxPass::Logsumexp, {.input = result,
-                                 .reduced = reduced,
-                                 .mask = first ? mask : std::nullopt,
-                                 .dim = *d,
-                                 .causal = first && slices.causal});
-    result = reduced;
+  static void run(SoftmaxPass pass, const SoftmaxOperands& operands) {
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, operands.input.scalar_type(), "softmax", [&] {
+      using A = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+      cpu::run(operands.work<scalar_t, A>(), pass);
+    });
   }
-  return result;
-}
-
-Tensor logsumexp_backward(const Tensor& grad, const Tensor& result, const Tensor& input, const OptionalTensor& mask,
-                          const LogsumexpSlices& slices) {
-  constexpr auto op = "_logsumexp_backward";
-  const auto dims = check_softmax(op, input, mask, slices.dim, slices.causal);
-  check_softmax_grad(op, grad, result);
-  const auto dim = *std::max_element(dims.begin(), dims.end());
-  at::DimVector rows(input.sizes());
-  if (!rows.empty()) rows[dim] = 1;
-  const auto of_rows = [&](const Tensor& tensor) { return tensor.to(result.scalar_type()).expand(rows).contiguous(); };
-  auto gradient = empty_output(input);
-  run(SoftmaxPass::LogsumexpBackward, {.input = input,
-                                       .result = gradient,
-                                       .reduced = of_rows(result),
-                                       .row_grad = of_rows(grad),
-                                       .mask = mask,
-                                       .dim = dim,
-                                       .causal = slices.causal});
-  return gradient;
-}
+};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(masked_loss, CPU, m) {
-  m.impl("_softmax_forward", SoftmaxForward::kernel<softmax_forward>);
-  m.impl("_softmax_backward", SoftmaxBackward::kernel<softmax_backward>);
-  m.impl("_logsumexp_forward", LogsumexpForward::kernel<logsumexp_forward>);
-  m.impl("_logsumexp_backward", LogsumexpBackward::kernel<logsumexp_backward>);
-}
+TORCH_LIBRARY_IMPL(masked_loss, CPU, m) { SoftmaxInnerOps<Backend>::implement(m); }
 
 }  // namespace masked_loss::cpu

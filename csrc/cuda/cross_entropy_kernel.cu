@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "cuda/device.cuh"
+#include "cuda/row_packs.cuh"
 
 namespace masked_loss::cuda {
 namespace {
@@ -66,16 +66,16 @@ __device__ __forceinline__ void give_loss(const CrossEntropyWork<T, A>& work, st
   if (work.softmax != nullptr) work.softmax[r] = softmax;
 }
 
-// The part of a row that a group of threads holds: `size` classes from `first` on, as 16-byte packs where the memory
-// that is written (or else read) is aligned, and up to two times 7 single elements before and after them.
+// The part of a row that a group of threads holds: `size` classes from `first` on, as packs of the memory that is
+// written, or else read.
 template <class T, class A>
-struct Span {
+struct Span : RowPacks<T> {
   const T* logits;
   T* gradient;
   const bool* allowed;     // or null
   const A* weight;         // or null
   const T* probabilities;  // or null
-  int size, head, packs, target;
+  int target;
   bool aligned, probabilities_aligned;  // the logits, and these, where the packs are
 
   __device__ Span(const CrossEntropyWork<T, A>& work, std::int64_t r, int slice, int slices,
@@ -84,27 +84,19 @@ struct Span {
     const auto offsets = work.rows.offsets(r);
     const std::int64_t width = (work.classes + std::int64_t(slices) * n - 1) / (std::int64_t(slices) * n) * n;
     const std::int64_t first = min(slice * width, work.classes);
-    size = static_cast<int>(min(width, work.classes - first));
+    const int size = static_cast<int>(min(width, work.classes - first));
     logits = work.logits + offsets[0] + first;
     gradient = work.gradient == nullptr ? nullptr : work.gradient + offsets[1] + first;
     allowed = work.class_mask == nullptr ? nullptr : work.class_mask + offsets[2] + first;
     weight = work.weight == nullptr ? nullptr : work.weight + first;
     probabilities = work.probabilities == nullptr ? nullptr : work.probabilities + offsets[3] + first;
-    head = min(size, gradient == nullptr ? elements_to_alignment(logits) : elements_to_alignment(gradient));
-    packs = (size - head) / n;
-    aligned = is_aligned(logits + head);
-    probabilities_aligned = is_aligned(probabilities + head);
+    static_cast<RowPacks<T>&>(*this) = {gradient == nullptr ? logits : gradient, size};
+    aligned = is_aligned(logits + this->head);
+    probabilities_aligned = is_aligned(probabilities + this->head);
     const auto local = target_class - first;
     target = local >= 0 && local < size ? static_cast<int>(local) : -1;
   }
 
-  // The single element that a thread takes, or -1.
-  __device__ __forceinline__ int single(int lane) const {
-    const int tail = head + packs * Pack<T>::size;
-    if (lane < head) return lane;
-    return lane >= 16 && lane - 16 < size - tail ? tail + lane - 16 : -1;
-  }
-  __device__ __forceinline__ int element(int pack) const { return head + pack * Pack<T>::size; }
   __device__ __forceinline__ bool allows(int i) const { return allowed == nullptr || allowed[i]; }
   __device__ __forceinline__ A weight_of(int i) const { return weight == nullptr ? A(1) : weight[i]; }
 };
@@ -255,15 +247,7 @@ struct PackGroup {
   __device__ __forceinline__ static P load_probabilities(const Span<T, A>& span, int p) {
     const T* from = span.probabilities + span.element(p);
     if (mode != Mode::ForwardGrad) return load_pack(from, span.probabilities_aligned);
-    P pack;
-    if (span.probabilities_aligned) {
-      const uint4 bits = *reinterpret_cast<const uint4*>(from);
-      memcpy(&pack, &bits, sizeof(pack));
-      return pack;
-    }
-#pragma unroll
-    for (int j = 0; j < P::size; ++j) pack.values[j] = from[j];
-    return pack;
+    return span.probabilities_aligned ? load_cached(from) : load_pack(from, false);
   }
 
   __device__ __forceinline__ void add_single(const Span<T, A>& span) {
@@ -305,17 +289,8 @@ struct PackGroup {
   }
 
   __device__ __forceinline__ void reduce_sums() {
-    if (call.work.label_smoothing != 0) part.smoothing = reduce<WarpSum>(part.smoothing);
-    if (kProbabilities && call.work.probabilities != nullptr) part.target = reduce<WarpSum>(part.target);
-  }
-
-  template <class Warp, class V>
-  __device__ __forceinline__ static V reduce(const V& value) {
-    if constexpr (kLanes == 32) {
-      return Warp{}(value);
-    } else {
-      return reduce_block(value, Warp{});
-    }
+    if (call.work.label_smoothing != 0) part.smoothing = reduce_group<kLanes, WarpSum>(part.smoothing);
+    if (kProbabilities && call.work.probabilities != nullptr) part.target = reduce_group<kLanes, WarpSum>(part.target);
   }
 
   // Of a row that a whole cluster holds, each block a slice of it.
@@ -416,7 +391,7 @@ struct PackGroup {
       add_tile(span, t);
     }
     const A max = part.softmax.max;
-    part.softmax = reduce<WarpSoftmax>(part.softmax);
+    part.softmax = reduce_group<kLanes, WarpSoftmax>(part.softmax);
     if constexpr (kExtras) reduce_sums();
     if (call.parts != nullptr) {
       if (lane == 0) call.parts[r * call.slices + slice] = part;
@@ -491,16 +466,7 @@ __device__ RowPart<A> reduce_rows(RowPart<A> part, int lanes, int rows, bool row
     if (sums) part = {part.softmax, sum(part.smoothing), sum(part.target)};
     return part;
   }
-  auto& parts = shared<RowPart<A>[512], struct LaneParts>();
-  parts[threadIdx.x] = part;
-  __syncthreads();
-  const int row = threadIdx.x % rows;
-  part = parts[row];
-  for (int l = 1; l < lanes; ++l) {
-    part = merge(part, parts[l * rows + row]);
-  }
-  __syncthreads();  // before the next rows write
-  return part;
+  return reduce_apart(part, lanes, rows, [](const RowPart<A>& a, const RowPart<A>& b) { return merge(a, b); });
 }
 
 // Threads a row where rows lie beside one another; of double each needs more registers.
@@ -622,14 +588,6 @@ constexpr int kMaxSlices = 64;  // where rows are few
 constexpr std::int64_t kSliceBytes = 1 << 14;
 constexpr std::int64_t kFewClasses = 128;  // bytes of a row up to which a pack a thread would leave most threads idle
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-unsigned grid(std::int64_t blocks_needed, int multiprocessors, int threads, int slices) {
-  // Some waves of blocks: rows cost alike, but blocks of other work may be in the way of some.
-  const std::int64_t most = std::max<std::int64_t>(slices, std::int64_t(multiprocessors) * 8 * 1024 / threads);
-  return static_cast<unsigned>(std::max<std::int64_t>(1, std::min(blocks_needed, most / slices * slices)));
-}
-
 template <class T, Mode mode, int shape, class A>
 void run_packs(const CrossEntropyCall<T, A>& call, bool clusters, int multiprocessors, cudaStream_t stream) {
   constexpr int lanes = kShapes[shape].lanes, packs = kShapes[shape].packs, threads = std::max(lanes, 128);
@@ -668,7 +626,7 @@ void run_mode(CrossEntropyCall<T, A> call, const CrossEntropyRegime& regime, int
   }
   const unsigned threads = std::max(128, regime.rows_first ? 32 * regime.lanes : 0);
   const auto blocks = divide_up(call.work.rows.count, threads / regime.lanes);
-  launch(cross_entropy_lanes<T, mode>, {grid(blocks, multiprocessors, threads, 1), threads}, stream, call, regime.lanes,
+  launch(cross_entropy_lanes<T, mode>, {grid(blocks, multiprocessors, threads), threads}, stream, call, regime.lanes,
          regime.rows_first);
 }
 
@@ -736,7 +694,7 @@ template <class T, class A>
 void scale_gradient(T* gradient, std::int64_t n, const A* by, int multiprocessors, cudaStream_t stream) {
   if (n == 0) return;
   const auto blocks = divide_up(n, Pack<T>::size * 256);
-  launch(scale_elements<T, A>, {grid(blocks, multiprocessors, 256, 1), 256}, stream, gradient, n, by);
+  launch(scale_elements<T, A>, {grid(blocks, multiprocessors, 256), 256}, stream, gradient, n, by);
 }
 
 #define INSTANTIATE(T, A)                                                                                             \

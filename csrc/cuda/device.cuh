@@ -155,6 +155,15 @@ __device__ __forceinline__ void store_streaming(T* address, const Pack<T>& pack)
   __stcs(reinterpret_cast<uint4*>(address), bits);
 }
 
+// The same where it is needed again.
+template <class T>
+__device__ __forceinline__ Pack<T> load_cached(const T* address) {
+  const uint4 bits = *reinterpret_cast<const uint4*>(address);
+  Pack<T> pack;
+  memcpy(&pack, &bits, sizeof(pack));
+  return pack;
+}
+
 // The same from any address.
 template <class T>
 __device__ __forceinline__ Pack<T> load_pack(const T* address, bool aligned) {

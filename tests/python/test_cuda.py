@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import grid
 import masked_loss
 import pointwise_grid
-from masked_loss import cross_entropy, masked_fill, masked_fill_
+from masked_loss import causal_mask, cross_entropy, log_softmax, logsumexp, masked_fill, masked_fill_, softmax
 from pointwise_grid import LOSSES, OPTIONS, WEIGHTED
 from reference import FLOAT_TYPES, assert_near, assert_positive_zero, assert_same_bits, loss_and_gradient
 
@@ -138,6 +138,99 @@ def test_pointwise_forms(name, dtype, shape):
                 assert_positive_zero(results[0][1][~mask.expand(shape)])
 
 
+SOFTMAXES = {softmax: torch.softmax, log_softmax: torch.log_softmax, logsumexp: torch.logsumexp}
+# Classes: lanes; a warp, blocks of 128 to 512 threads, tiles of a row; not a multiple of 16 bytes
+SOFTMAX_CLASSES = (7, 32, 300, 512, 1001, 2048, 4096, 8000, 16384, 50001, 1_000_000)
+
+every_softmax = pytest.mark.parametrize("function", SOFTMAXES, ids=lambda f: f.__name__)
+
+
+def softmax_step(function, x, upstream, *arguments, **options):
+    """What the function gives, and the gradient."""
+    leaf = x.detach().requires_grad_()
+    result = function(leaf, *arguments, **options)
+    return result.detach(), torch.autograd.grad(result, leaf, upstream.to(result.dtype))[0]
+
+
+def upstream_of(function, x, dim=-1):
+    return torch.randn_like(x if function is not logsumexp else x.select(dim, 0))
+
+
+def assert_softmax(function, x, mask, dim=-1, **options):
+    """As torch in float64 of the kept elements, twice the same bits, whatever lies at the masked ones."""
+    keep = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.expand(x.shape)
+    if options.get("causal"):
+        keep = keep & causal_mask(*x.shape[-2:], device="cuda")
+    upstream = upstream_of(function, x, dim)
+    exact = x.double().masked_fill(~keep, -torch.inf).requires_grad_()
+    expected = SOFTMAXES[function](exact, dim)
+    some = keep.any(dim, keepdim=True)
+    if function is softmax:
+        expected = expected.masked_fill(~some, 0.0)
+    elif function is log_softmax:
+        expected = expected.masked_fill(~keep, 0.0)
+    (wanted,) = torch.autograd.grad(expected, exact, upstream.double())
+    wanted = wanted.masked_fill(~(keep & some), 0.0)
+    outcomes = []
+    for garbage in (torch.nan, torch.inf):
+        given = upstream if function is logsumexp else upstream.masked_fill(~keep, garbage)
+        outcomes.append(softmax_step(function, x.masked_fill(~keep, garbage), given, mask, dim, **options))
+    for once, again in zip(*outcomes, strict=True):
+        assert_same_bits(once, again)
+    value, gradient = outcomes[0]
+    if function is log_softmax:
+        assert (value[~keep] == -torch.inf).all()
+        value = value.masked_fill(~keep, 0.0)
+    assert_near(value, expected)
+    half = x.dtype in (torch.bfloat16, torch.float16)  # results are rounded before gradients are made of them
+    terms = x.shape[dim] ** 0.5 if function is log_softmax else 1.0
+    rounding = torch.finfo(x.dtype).eps / 2e-6 if half else 1.0
+    assert_near(gradient, wanted, largest=upstream.abs().max().item() * rounding * terms)
+    assert_positive_zero(gradient[~keep])
+
+
+@every_softmax
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+@pytest.mark.parametrize("classes", SOFTMAX_CLASSES)
+def test_softmax_regime(function, classes, dtype):
+    rows = max(2, min(3000, 2**22 // classes))
+    x = (3 * torch.randn(rows, classes, device="cuda")).to(dtype)
+    kept = torch.rand(rows, classes, device="cuda") < 0.6
+    kept[1] = False
+    for mask in (None, kept, kept[:, :1], kept[:1], kept.t().contiguous().t()):
+        assert_softmax(function, x, mask)
+    assert_softmax(function, unaligned(x), kept)
+
+
+@every_softmax
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 4, 40, 37), (2, 3, 600, 600), (2100, 2100), (10, 40000)], ids=str)
+def test_softmax_causal(function, dtype, shape):
+    x = torch.randn(shape, device="cuda").to(dtype)
+    assert_softmax(function, x, None, causal=True)
+    assert_softmax(function, x, torch.rand(shape[-1], device="cuda") < 0.6, causal=True)
+
+
+@every_softmax
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+@pytest.mark.parametrize(("shape", "dim"), [((4, 100, 700), 1), ((300, 70), 0), ((2, 9, 5, 6), 2)], ids=str)
+def test_softmax_of_inner_classes(function, dtype, shape, dim):
+    x = torch.randn(shape, device="cuda").to(dtype)
+    for mask in (None, torch.rand(shape, device="cuda") < 0.6, torch.rand(shape[-1:], device="cuda") < 0.6):
+        assert_softmax(function, x, mask, dim)
+        assert_softmax(function, x.transpose(0, -1).contiguous().transpose(0, -1), mask, dim)
+
+
+def masked_product(function):
+    """A loss of what a softmax gives, as graphs and streams are tested with."""
+
+    def loss(x, target, mask):
+        result = function(x, mask)
+        return (result * target[:, 0] if function is logsumexp else masked_fill(result, ~mask, 0.0) * target).sum()
+
+    return loss
+
+
 def unaligned(tensor):
     """The same values one element behind a multiple of 16 bytes."""
     return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
@@ -171,6 +264,18 @@ def test_a_graph_captures_a_training_step_of(name, reduction):
     check_graph(function, operands["input"], operands["target"], mask, refill)
 
 
+@every_softmax
+def test_a_graph_captures_a_step_of_softmax(function):
+    x, target = torch.randn(2, 256, 300, device="cuda")
+    mask = torch.rand(256, 300, device="cuda") < 0.7
+    mask[:, 0] = True
+
+    def loss(x, target, mask):
+        return masked_product(function)(x, target, torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], 1))
+
+    check_graph(loss, x, target, mask, target.normal_)
+
+
 def check_graph(function, x, target, mask, refill):
     """A step that was captured, replayed on other data, does what a call does."""
     x.requires_grad_()
@@ -202,7 +307,10 @@ def check_graph(function, x, target, mask, refill):
         assert_same_bits(captured, expected[1])
 
 
-@pytest.mark.parametrize("function", [cross_entropy, masked_loss.mse_loss, masked_loss.huber_loss])
+@pytest.mark.parametrize(
+    "function",
+    [cross_entropy, masked_loss.mse_loss, masked_loss.huber_loss, masked_product(softmax), masked_product(log_softmax)],
+)
 def test_two_streams(function):
     if function is cross_entropy:
         problems = [problem(2000, 3000) for _ in range(2)]
@@ -238,6 +346,10 @@ def test_nothing_waits_for_the_device():
             cross_entropy(leaf, target, mask, reduction=reduction).backward()
         cross_entropy(leaf, target, mask, reduction="none").backward(torch.ones(100, device="cuda"))
         masked_fill(leaf, mask[:, None], 1.0).backward(x.detach())
+        for function in SOFTMAXES:
+            for options in (dict(mask=mask[:, None]), dict(causal=True), dict(dim=0)):
+                dim = options.get("dim", -1)
+                function(leaf, **options).backward(upstream if function is not logsumexp else upstream.select(dim, 0))
         for name, arguments in pointwise.items():
             function = functools.partial(getattr(masked_loss, name), **arguments, mask=mask[:, None])
             for reduction in ("mean", "sum", "sequence_mean"):
@@ -276,6 +388,43 @@ def test_memory_is_the_gradients(name, reduction):
         getattr(masked_loss, name)(**operands, mask=mask, reduction=reduction).backward()
         extra = torch.cuda.max_memory_allocated() - before
         assert extra < 1.05 * sum(leaf.nbytes for leaf in leaves)
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True}], ids=["mask", "causal"])
+@pytest.mark.parametrize("function", [softmax, log_softmax])
+def test_memory_of_softmax_is_the_result_and_the_gradient(function, options):
+    x = torch.randn(4, 2000, 2000, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    upstream = torch.randn_like(x)
+    mask = None if options else torch.rand(4, 1, 2000, device="cuda") < 0.5
+    function(x, mask, **options).backward(upstream)
+    x.grad = None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function(x, mask, **options).backward(upstream)
+    extra = torch.cuda.max_memory_allocated() - before
+    assert extra < 2.05 * x.nbytes
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((2**15 + 1, 2**16), 1), ((2**15 + 1, 2**16), 0), ((3, 2**30 - 1), 1)])
+def test_softmax_of_more_than_2_to_the_31_elements(shape, dim):
+    needed = 4 * 2 * shape[0] * shape[1]
+    if torch.cuda.mem_get_info()[0] < 1.3 * needed:
+        pytest.skip(f"needs {1.3 * needed / 2**30:.0f} GiB of free memory")
+    x = torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    upstream = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    result = log_softmax(x, None, dim)
+    result.backward(upstream)
+    lines = [tensor.detach().movedim(dim, -1) for tensor in (x, upstream, result, x.grad)]
+    for r in (0, len(lines[0]) - 1):
+        given, of_upstream, value, gradient = (line[r] for line in lines)
+        at = torch.randint(len(given), (1000,), device="cuda")
+        at[0] = len(given) - 1
+        lse = torch.logsumexp(given.float(), 0).double()
+        assert_near(value[at], given[at].double() - lse)
+        total = of_upstream.sum(dtype=torch.float64)
+        expected = of_upstream[at].double() - value[at].double().exp() * total
+        assert_near(gradient[at], expected, largest=len(given) ** 0.5)
 
 
 def test_pointwise_of_more_than_2_to_the_31_elements():

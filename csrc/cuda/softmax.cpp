@@ -1,0 +1,54 @@
+#include <ATen/ops/empty_like.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "common/softmax_inner.h"
+#include "cuda/softmax_kernel.h"
+#include "cuda/stream.h"
+
+namespace masked_loss::cuda {
+namespace {
+
+template <class Body>
+void dispatch(at::ScalarType type, const Body& body) {
+  switch (type) {
+    case at::kFloat: return body(float{}, float{});
+    case at::kDouble: return body(double{}, double{});
+    case at::kBFloat16: return body(__nv_bfloat16{}, float{});
+    default: return body(__half{}, float{});
+  }
+}
+
+// Whether rows lie beside one another in all operands of elements.
+template <class T, class A>
+bool rows_beside(const SoftmaxWork<T, A>& work) {
+  const auto& rows = work.rows;
+  const void* operands[] = {work.input, work.grad, work.result};
+  for (int k = 0; k < 3; ++k) {
+    if (operands[k] != nullptr && (rows.dims == 0 || rows.strides[k][rows.dims - 1] != 1)) return false;
+  }
+  return true;
+}
+
+struct Backend {
+  static Tensor output(const Tensor& like) { return at::empty_like(like); }
+
+  static void run(SoftmaxPass pass, const SoftmaxOperands& operands) {
+    const OnDevice on(operands.input);
+    const auto device = on.device();
+    dispatch(operands.input.scalar_type(), [&](auto t, auto a) {
+      const auto work = operands.work<decltype(t), decltype(a)>();
+      const bool classes_beside = work.input_stride == 1 && work.grad_stride == 1 && work.result_stride == 1 &&
+                                  (work.mask_stride == 0 || work.mask_stride == 1);
+      const auto regime = pick_softmax_regime(pass, work.rows.count, work.classes, sizeof(t), classes_beside,
+                                              rows_beside(work), device.multiprocessors);
+      run_softmax(work, pass, regime, device.multiprocessors, device.stream);
+    });
+  }
+};
+
+}  // namespace
+
+MASKED_LOSS_CUDA_IMPL(m) { SoftmaxInnerOps<Backend>::implement(m); }
+
+}  // namespace masked_loss::cuda
