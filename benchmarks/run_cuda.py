@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from bench_pointwise import LOSSES
 from bench_pointwise import case as pointwise
+from bench_reductions import THEIRS as REDUCTIONS
+from bench_reductions import case as reduction
 from common import COMPILE, EAGER, OURS, Call, Case, Result, compiled, measure, start
 from matplotlib.figure import Figure
 from report import machine, report, write_json
@@ -112,6 +114,7 @@ class MaskedFill:
 
 def cases(tiny: bool) -> List[Case]:
     """The shapes that quack, Liger and NeMo publish."""
+    peers = {EAGER: 1.0, COMPILE: 1.0}
     if tiny:
         losses = [
             pointwise("pointwise", loss, 1 << 10, {}, EAGER, COMPILE) for loss in ("mse_loss", "gaussian_nll_loss")
@@ -120,6 +123,7 @@ def cases(tiny: bool) -> List[Case]:
             CrossEntropy(16, 64, torch.bfloat16, kept=0.5).case("tiny"),
             MaskedFill(64, torch.float32).case(),
             *losses,
+            reduction("reductions", peers, "masked_mean", (1 << 10,), backward=True),
         ]
     pairs = [(32768, 2**n) for n in range(8, 17)] + [(16384, 131072), (8192, 262144)]
     result = []
@@ -135,6 +139,12 @@ def cases(tiny: bool) -> List[Case]:
             kind = {"dtype": dtype, "backward": backward}
             result.append(pointwise("pointwise", loss, 1 << 26, {}, EAGER, COMPILE, **kind))
         result.append(pointwise("small", loss, 1000, {}, EAGER))
+    for function, backward in product(REDUCTIONS, (False, True)):
+        for dtype in (torch.bfloat16, torch.float32):
+            result.append(reduction("reductions", peers, function, (1 << 24,), dtype=dtype, backward=backward))
+        result.append(reduction("small", {EAGER: 1.0}, function, (32, 100), backward=backward))
+    for function, dim in product(("masked_mean", "masked_var"), (0, 1)):
+        result.append(reduction("reductions", peers, function, (8192, 2048), dim))
     return result
 
 

@@ -159,6 +159,7 @@ PYTHON_TESTS = (
     "test_opinfo.py",
     "test_pointwise.py",
     "test_pointwise_errors.py",
+    "test_reductions.py",
     "test_threads.py",
 )
 

@@ -56,7 +56,7 @@ of_the_cpu = {
     f"masked_loss::{name}"
     for family in ("softmax", "logsumexp")
     for name in (f"_{family}_forward", f"_{family}_backward")
-} | {"masked_loss::_masked_moments", "masked_loss::_masked_spread"}
+}
 for name in names:
     own = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
     composite = torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, "CUDA")
