@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from bench_pointwise import LOSSES
 from bench_pointwise import case as pointwise
+from bench_reductions import THEIRS as REDUCTIONS
+from bench_reductions import case as reduction
 from bench_softmax import case as softmax
 from common import COMPILE, EAGER, OURS, Call, Case, Result, compiled, measure, start
 from matplotlib.figure import Figure
@@ -121,6 +123,7 @@ class MaskedFill:
 
 def cases(tiny: bool) -> List[Case]:
     """The shapes that quack, Liger and NeMo publish."""
+    peers = {EAGER: 1.0, COMPILE: 1.0}
     if tiny:
         losses = [
             pointwise("pointwise", loss, 1 << 10, {}, EAGER, COMPILE) for loss in ("mse_loss", "gaussian_nll_loss")
@@ -131,6 +134,7 @@ def cases(tiny: bool) -> List[Case]:
             MaskedFill(64, torch.float32).case(),
             *losses,
             *(softmax("softmax", {}, "softmax", (8, 16, 16), mask, others=PEERS) for mask in ("dense", "causal")),
+            reduction("reductions", peers, "masked_mean", (1 << 10,), backward=True),
         ]
     pairs = [(32768, 2**n) for n in range(8, 17)] + [(16384, 131072), (8192, 262144)]
     result = []
@@ -156,6 +160,12 @@ def cases(tiny: bool) -> List[Case]:
         ]
         result += [softmax("softmax", {}, "softmax", scores, mask, **kind) for mask in ("causal", "padding")]
         result.append(softmax("softmax", {}, "softmax", (32, 1000, 512), dim=1, **kind))
+    for function, backward in product(REDUCTIONS, (False, True)):
+        for dtype in (torch.bfloat16, torch.float32):
+            result.append(reduction("reductions", peers, function, (1 << 24,), dtype=dtype, backward=backward))
+        result.append(reduction("small", {EAGER: 1.0}, function, (32, 100), backward=backward))
+    for function, dim in product(("masked_mean", "masked_var"), (0, 1)):
+        result.append(reduction("reductions", peers, function, (8192, 2048), dim))
     return result
 
 

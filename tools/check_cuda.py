@@ -160,6 +160,7 @@ PYTHON_TESTS = (
     "test_pointwise.py",
     "test_pointwise_errors.py",
     "test_softmax.py",
+    "test_reductions.py",
     "test_threads.py",
 )
 

@@ -51,14 +51,11 @@ torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(x[:2], target
 schemas = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("masked_loss::")]
 names = sorted({".".join(filter(None, (s.name, s.overload_name))) for s in schemas})
 missing = []
-# Inner ops of the CPU alone: on other devices their public ops are made of torch's.
-of_the_cpu = {"masked_loss::_masked_moments", "masked_loss::_masked_spread"}
 for name in names:
     own = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
     composite = torch._C._dispatch_has_computed_kernel_for_dispatch_key(name, "CUDA")
-    known = "of other ops" if composite else "of the CPU alone" if name in of_the_cpu else None
-    print(f"{name:45}", "CUDA kernel" if own else known or "MISSING")
-    if not own and known is None:
+    print(f"{name:45}", "CUDA kernel" if own else "of other ops" if composite else "MISSING")
+    if not own and not composite:
         missing.append(name)
 assert names and not missing, missing
 print(f"torch {torch.__version__}, kernels for {_build.cuda_architectures}: imported, the CPU's ops run")

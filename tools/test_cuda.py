@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON_DIR = ROOT / "tests" / "python"
 TESTS = ("test_cuda.py", "test_composability.py", "test_modules.py", *PYTHON_TESTS)
 # What the sanitizers run: every kind of kernel once.
-SHORT = ("test_cuda.py", "-k", "regime or masked_fill_forms or pointwise_forms")
+SHORT = ("test_cuda.py", "-k", "regime or masked_fill_forms or pointwise_forms or reduction_forms")
 
 
 def require():

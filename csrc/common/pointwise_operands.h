@@ -9,25 +9,6 @@
 
 namespace masked_loss {
 
-inline ElementType element_type(at::ScalarType type) {
-  switch (type) {
-    case at::kFloat: return ElementType::Float;
-    case at::kDouble: return ElementType::Double;
-    case at::kBFloat16: return ElementType::BFloat16;
-    case at::kHalf: return ElementType::Half;
-    default: return ElementType::Byte;
-  }
-}
-
-// `tensor` has the rank of `shape`, and each size equals it or is repeated.
-inline Operand make_operand(const Tensor& tensor, at::IntArrayRef shape) {
-  auto strides = row_strides(tensor);
-  for (std::size_t d = 0; d < shape.size(); ++d) {
-    if (tensor.size(d) != shape[d]) strides[d] = 0;
-  }
-  return {tensor.const_data_ptr(), element_type(tensor.scalar_type()), make_rows<1>(shape, {strides})};
-}
-
 // What a reduction divides by is counted over these elements, each of them `times`: dimensions along which mask and
 // weights repeat are counted once.
 template <class A>

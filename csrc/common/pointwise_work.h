@@ -4,19 +4,10 @@
 #include <cstdint>
 #include <tuple>
 
+#include "operand.h"
 #include "pointwise.h"
-#include "rows.h"
 
 namespace masked_loss {
-
-enum class ElementType { Float, Double, BFloat16, Half, Byte };
-
-// A tensor with the loss's shape, whatever its strides; without data there is none.
-struct Operand {
-  const void* data = nullptr;
-  ElementType type;
-  Rows<1> at;  // its elements in the order of the loss's
-};
 
 inline constexpr int kPointwiseNumbers = 4;
 inline constexpr std::size_t kPointwiseFormulas = std::tuple_size_v<PointwiseFormulas>;

@@ -2,7 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "rows.h"
+#include "operand.h"
 
 namespace masked_loss {
 
@@ -43,6 +43,25 @@ Rows<Operands> make_rows(at::IntArrayRef sizes, const std::array<at::DimVector, 
   // No row is looked for where there is none.
   for (int d = 1; d < rows.dims && rows.count > 0; ++d) rows.by_size[d] = Quotient(rows.sizes[d]);
   return rows;
+}
+
+inline ElementType element_type(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat: return ElementType::Float;
+    case at::kDouble: return ElementType::Double;
+    case at::kBFloat16: return ElementType::BFloat16;
+    case at::kHalf: return ElementType::Half;
+    default: return ElementType::Byte;
+  }
+}
+
+// `tensor` has the rank of `shape`, and each size equals it or is repeated.
+inline Operand make_operand(const at::Tensor& tensor, at::IntArrayRef shape) {
+  auto strides = row_strides(tensor);
+  for (std::size_t d = 0; d < shape.size(); ++d) {
+    if (tensor.size(d) != shape[d]) strides[d] = 0;
+  }
+  return {tensor.const_data_ptr(), element_type(tensor.scalar_type()), make_rows<1>(shape, {strides})};
 }
 
 }  // namespace masked_loss

@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 
 #include "common/pointwise_operands.h"
+#include "cuda/operands.h"
 #include "cuda/pointwise_kernel.h"
 #include "cuda/stream.h"
 
@@ -22,16 +23,11 @@ void dispatch(at::ScalarType type, const Body& body) {
   }
 }
 
-// Kernels walk few dimensions: an operand that does not merge into so many is written out.
 void make_walkable(PointwiseCall& call) {
   const at::DimVector shape(call.input.sizes());
-  if (shape.size() <= kOperandDims) return;
-  const auto walkable = [&](const Tensor& tensor) {
-    return make_operand(tensor, shape).at.dims <= kOperandDims ? tensor : tensor.expand(shape).contiguous();
-  };
-  for (Tensor* tensor : {&call.input, &call.target}) *tensor = walkable(*tensor);
+  for (Tensor* tensor : {&call.input, &call.target}) *tensor = walkable(*tensor, shape);
   for (OptionalTensor* tensor : {&call.other, &call.mask, &call.options.weight, &call.options.sample_weight}) {
-    if (*tensor) *tensor = walkable(**tensor);
+    if (*tensor) *tensor = walkable(**tensor, shape);
   }
 }
 

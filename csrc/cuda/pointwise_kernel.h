@@ -6,9 +6,6 @@
 
 namespace masked_loss::cuda {
 
-// Of an operand's merged dimensions, so that all operands fit in a kernel's parameters.
-inline constexpr int kOperandDims = 8;
-
 // Elements are summed in chunks, and weighed in parts, that follow from their number alone: so do the sums.
 inline constexpr std::int64_t kMaxChunks = 4096, kMaxParts = 1024;
 

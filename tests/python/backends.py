@@ -61,6 +61,7 @@ CPU_ALONE = {
     "test_cross_entropy.py::test_huge_pages": "of the CPU's memory",
     "test_softmax.py::test_every_instruction_set": "of the CPU's kernels",
     "test_softmax.py::test_huge_pages": "of the CPU's memory",
+    "test_reductions.py::test_every_instruction_set": "of the CPU's kernels",
     "test_threads.py::test_other_threads_run_during_a_call": "takes calls that take the CPU long",
 }
 

@@ -231,6 +231,52 @@ def masked_product(function):
     return loss
 
 
+REDUCTIONS = ("masked_sum", "masked_mean", "masked_var", "masked_std", "masked_whiten")
+# Lines by one to 32 threads, by a block, in parts; columns by few threads and by many, in parts; both in several runs
+REDUCED = [
+    ((5, 16), 1),
+    ((1000, 70), 1),
+    ((3, 5001), 1),
+    ((2, 300_000), 1),
+    ((1_000_003,), None),
+    ((5000, 3), 0),
+    ((400, 130), 0),
+    ((3000, 4096), 0),
+    ((9, 50, 33), 1),
+    ((8, 20, 7, 9), [0, 2, 3]),
+]
+
+
+@pytest.mark.parametrize(("shape", "dim"), REDUCED, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_reduction_forms(name, dtype, shape, dim):
+    function = getattr(masked_loss, name)
+    x = (torch.randn(shape, device="cuda") + 0.5).to(dtype)
+    kept = torch.rand(shape, device="cuda") < 0.5
+    kept.view(-1)[: kept.numel() // 4] = False
+    for mask in (None, kept, kept[..., :1], kept[:1], kept.t().contiguous().t() if kept.dim() == 2 else kept):
+        for tensor in (x, unaligned(x)):
+            garbage = tensor if mask is None else tensor.masked_fill(~mask, float("nan"))
+            upstream = torch.randn_like(function(x, mask, dim))
+            results = [reduction_step(function, garbage, mask, dim, upstream) for _ in range(2)]
+            for once, again in zip(*results, strict=True):
+                assert_same_bits(once, again)
+            on_cpu = [None if t is None else t.cpu() for t in (tensor.double(), mask, upstream.double())]
+            expected = reduction_step(function, on_cpu[0], on_cpu[1], dim, on_cpu[2])
+            size = 10.0 if name != "masked_sum" else 10.0 * (x.numel() / max(upstream.numel(), 1)) ** 0.5
+            assert_near(results[0][0].cpu(), expected[0], largest=size)
+            assert_near(results[0][1].cpu(), expected[1], largest=10.0)
+            if mask is not None:
+                assert_positive_zero(results[0][1][~mask.expand(shape)])
+
+
+def reduction_step(function, x, mask, dim, upstream):
+    leaf = x.detach().requires_grad_()
+    value = function(leaf, mask, dim)
+    return value.detach(), *torch.autograd.grad(value, leaf, upstream)
+
+
 def unaligned(tensor):
     """The same values one element behind a multiple of 16 bytes."""
     return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
@@ -274,6 +320,15 @@ def test_a_graph_captures_a_step_of_softmax(function):
         return masked_product(function)(x, target, torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], 1))
 
     check_graph(loss, x, target, mask, target.normal_)
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_a_graph_captures_a_training_step_of_a_reduction(name):
+    def function(x, target, mask):
+        return (getattr(masked_loss, name)(x, mask, 1) * target).sum()
+
+    x, target = torch.randn(256, 300, device="cuda"), torch.randn((), device="cuda")
+    check_graph(function, x, target, torch.rand(256, 300, device="cuda") < 0.7, lambda: target.fill_(0.5))
 
 
 def check_graph(function, x, target, mask, refill):
@@ -356,6 +411,9 @@ def test_nothing_waits_for_the_device():
                 function(reduction=reduction).backward()
             function(reduction="none").backward(upstream)
             function(normalizer=normalizer).backward()
+        for name in REDUCTIONS:
+            for dim in (None, 0, 1):
+                getattr(masked_loss, name)(leaf, mask[:, None], dim).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -425,6 +483,32 @@ def test_softmax_of_more_than_2_to_the_31_elements(shape, dim):
         total = of_upstream.sum(dtype=torch.float64)
         expected = of_upstream[at].double() - value[at].double().exp() * total
         assert_near(gradient[at], expected, largest=len(given) ** 0.5)
+
+
+@pytest.mark.parametrize("dim", [None, 0, 1])
+def test_memory_of_a_sum_is_its_gradient(dim):
+    x = torch.randn(4000, 8000, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    mask = torch.rand(x.shape, device="cuda") < 0.5
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    masked_loss.masked_sum(x, mask, dim).sum().backward()
+    assert torch.cuda.max_memory_allocated() - before < 1.15 * x.nbytes
+
+
+@pytest.mark.parametrize("shape", [(2**31 + 77,), (2**16 + 1, 2**15 + 3)], ids=str)
+def test_reductions_of_more_than_2_to_the_31_elements(shape):
+    n = torch.Size(shape).numel()
+    if torch.cuda.mem_get_info()[0] < 1.3 * 5 * n:
+        pytest.skip(f"needs {1.3 * 5 * n / 2**30:.0f} GiB of free memory")
+    x = torch.ones(shape, device="cuda", dtype=torch.bfloat16)
+    mask = torch.zeros(shape, device="cuda", dtype=torch.bool)
+    mask.view(-1)[[0, 5, 2**31 - 1, 2**31, n - 1]] = True
+    leaf = x.requires_grad_()
+    masked_loss.masked_mean(leaf, mask).backward()
+    assert leaf.grad.count_nonzero() == 5
+    assert masked_loss.masked_sum(x.detach(), mask, 0).sum() == 5
+    assert masked_loss.masked_var(x.detach(), mask) == 0
 
 
 def test_pointwise_of_more_than_2_to_the_31_elements():

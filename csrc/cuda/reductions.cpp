@@ -1,0 +1,98 @@
+#include <ATen/ops/empty.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+
+#include "common/masked_fill.h"
+#include "common/reductions_operands.h"
+#include "cuda/operands.h"
+#include "cuda/reductions_kernel.h"
+#include "cuda/stream.h"
+
+namespace masked_loss::cuda {
+namespace {
+
+template <class Body>
+void dispatch(at::ScalarType type, const Body& body) {
+  switch (type) {
+    case at::kFloat: return body(float{}, float{});
+    case at::kDouble: return body(double{}, double{});
+    case at::kBFloat16: return body(__nv_bfloat16{}, float{});
+    default: return body(__half{}, float{});
+  }
+}
+
+// The dimensions that are kept, in their order, and then the reduced ones, those last whose elements stand closest.
+at::DimVector in_memory_order(const Tensor& input, at::IntArrayRef dims) {
+  at::DimVector order, reduced(dims.begin(), dims.end());
+  for (std::int64_t d = 0; d < input.dim(); ++d) {
+    if (std::find(dims.begin(), dims.end(), d) == dims.end()) order.push_back(d);
+  }
+  std::stable_sort(reduced.begin(), reduced.end(), [&](auto a, auto b) { return input.stride(a) > input.stride(b); });
+  order.append(reduced.begin(), reduced.end());
+  return order;
+}
+
+std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& given, const OptionalTensor& given_mask,
+                                                  std::int64_t order, at::IntArrayRef dim) {
+  auto dims = check_moments(given, given_mask, order, dim);
+  const OnDevice on(given);
+  const auto options = given.options().dtype(accumulation_type(given.scalar_type()));
+  const auto sizes = reduced_sizes(at::DimVector(given.sizes()), dims);
+  const auto first = at::empty(sizes, options),
+             second = order == 1 ? at::empty({0}, options) : at::empty(sizes, options);
+  const auto count = at::empty(sizes, options.dtype(at::kLong));
+  auto input = given.dim() == 0 ? given.unsqueeze(0) : given;
+  auto mask = given_mask ? bool_mask(*given_mask).expand(input.sizes()) : Tensor();
+  if (dims.size() > 1) {
+    const auto memory_order = in_memory_order(input, dims);
+    input = input.permute(memory_order);
+    if (mask.defined()) mask = mask.permute(memory_order);
+    for (std::size_t i = 0; i < dims.size(); ++i) dims[i] = input.dim() - 1 - static_cast<std::int64_t>(i);
+  }
+  dispatch(input.scalar_type(), [&](auto t, auto a) {
+    using A = decltype(a);
+    const auto work = make_moments_work<decltype(t)>(input, mask, dims);
+    const auto memory = at::empty({moments_bytes(work)}, options.dtype(at::kByte));
+    const MomentsResult<A> result{first.template mutable_data_ptr<A>(),
+                                  order == 1 ? nullptr : second.template mutable_data_ptr<A>(),
+                                  count.template mutable_data_ptr<std::int64_t>()};
+    find_moments(work, static_cast<int>(order), memory.mutable_data_ptr(), result, on.device().stream);
+  });
+  return {first, second, count};
+}
+
+Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+                     const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef symbolic_sizes,
+                     at::ScalarType type) {
+  check_spread(scale, input, mean, offset, mask, symbolic_sizes, type);
+  const OnDevice on(scale);
+  const auto sizes = C10_AS_INTARRAYREF_SLOW(symbolic_sizes);
+  const auto result = at::empty(sizes, scale.options().dtype(type));
+  const auto accumulation = accumulation_type(type);
+  SpreadWork work{result.numel(), {}, {}, {}, {}, {}, result.mutable_data_ptr()};
+  c10::SmallVector<Tensor, 5> owned;
+  const auto set = [&](Operand& to, const OptionalTensor& tensor, at::ScalarType as) {
+    if (!tensor) return;
+    const auto read = as == at::kBool ? byte_mask(*tensor) : tensor->to(as);
+    owned.push_back(walkable(read.expand(sizes), sizes));
+    to = make_operand(owned.back(), sizes);
+  };
+  set(work.scale, scale, accumulation);
+  set(work.input, input, type);
+  set(work.mean, mean, accumulation);
+  set(work.offset, offset, accumulation);
+  set(work.mask, mask, at::kBool);
+  dispatch(type, [&](auto t, auto) { spread<decltype(t)>(work, on.device().stream); });
+  return result;
+}
+
+}  // namespace
+
+MASKED_LOSS_CUDA_IMPL(m) {
+  m.impl("_masked_moments", masked_moments);
+  m.impl("_masked_spread", masked_spread);
+}
+
+}  // namespace masked_loss::cuda
