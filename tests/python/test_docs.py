@@ -1,0 +1,73 @@
+"""The documentation: its samples run, its tables and pictures are what their scripts make, and nothing is left out."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import pytest
+
+import masked_loss
+from building import ROOT
+from samples import blocks, check_python
+
+DOCS = ROOT / "docs"
+SAMPLES = [(page.name, code) for page in sorted(DOCS.glob("*.md")) for code in blocks(page, "python")]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("page", "code"), SAMPLES, ids=[f"{page}-{i}" for i, (page, _) in enumerate(SAMPLES)])
+def test_sample(page, code, tmp_path, monkeypatch, capsys):
+    for library in re.findall(r"^import (keras|optax)", code, re.MULTILINE):
+        monkeypatch.setenv("KERAS_BACKEND", "torch")
+        pytest.importorskip(library, reason=f"{library} is not installed: `make peers` installs it")
+    monkeypatch.chdir(tmp_path)
+    check_python(code, tmp_path, capsys)
+
+
+def test_peers_of_the_table():
+    peers = load("peers")
+    table = (DOCS / "peers.md").read_text().splitlines()
+    rows = peers.rows()
+    assert {"torch", "masked-loss"} <= {row.split()[1] for row in rows}
+    assert [row for row in rows if row not in table] == []
+
+
+def test_pictures_of_the_rules(tmp_path):
+    subprocess.run([sys.executable, DOCS / "rules.py", tmp_path], check=True)
+    committed = sorted((DOCS / "rules").iterdir())
+    assert len(committed) == 4
+    for picture in committed:
+        # Another matplotlib may place things elsewhere; what is said stays.
+        old, new = (
+            re.findall(r"<text[^>]*>(.*?)</text>", file.read_text()) for file in (picture, tmp_path / picture.name)
+        )
+        assert old == new != []
+
+
+def test_every_public_name_is_in_the_reference():
+    listed = re.findall(
+        r"^\.\. auto(?:function|class|data):: (?:masked_loss\.)?(\S+)", (DOCS / "python.rst").read_text(), re.M
+    )
+    names = set(masked_loss.__all__) - {"__version__", "distributed"}
+    names |= {f"distributed.{name}" for name in masked_loss.distributed.__all__}
+    assert set(listed) == names
+
+
+def test_every_header_is_in_the_reference():
+    listed = re.findall(r"^\.\. header:: (\S+)", (DOCS / "cpp.rst").read_text(), re.M)
+    headers = {file.name for file in (ROOT / "csrc" / "include" / "masked_loss").iterdir()}
+    assert set(listed) == headers - {"export.h", "masked_loss.h"}
+
+
+def test_every_page_is_in_the_index():
+    pages = {page.stem for page in DOCS.iterdir() if page.suffix in (".md", ".rst")} - {"index", "peers"}
+    assert set(blocks(DOCS / "index.md", "python")) and pages == set(
+        re.search(r"\{toctree\}\n:.*?\n\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)[1].split()
+    )
