@@ -31,6 +31,18 @@ def test_sample(page, code, tmp_path, monkeypatch, capsys):
     check_python(code, tmp_path, capsys)
 
 
+def test_report_of_a_batch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(blocks(DOCS / "inspect.md", "python")[0], {})
+    command, report = blocks(DOCS / "inspect.md", "text")[0].split("\n", 1)
+    assert command == "$ python -m masked_loss inspect batch.pt"
+    run = subprocess.run([sys.executable, *command.split()[2:]], capture_output=True, text=True, check=True)
+    # Another processor rounds the last digits otherwise.
+    parts, expected = (re.split(r"([-+]?\d+\.\d+)", text) for text in (run.stdout, report))
+    assert parts[::2] == expected[::2]
+    assert list(map(float, parts[1::2])) == pytest.approx(list(map(float, expected[1::2])), rel=2e-3)
+
+
 def test_peers_of_the_table():
     peers = load("peers")
     table = (DOCS / "peers.md").read_text().splitlines()
