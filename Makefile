@@ -4,7 +4,7 @@
 # what makes .venv, as python3 does by default.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build cpp-tests test emulated test-cuda bench-cuda cuda-link cuda-mutants demo bench docs peers lint format clean distclean
+.PHONY: help setup build cpp-tests test emulated test-cuda bench-cuda cuda-link cuda-mutants demo bench docs peers wheel lint format clean distclean
 
 GIVEN := $(filter-out undefined default,$(origin PYTHON))
 PYTHON ?= python3
@@ -35,6 +35,7 @@ help:
 	@echo 'make test     GoogleTest and pytest, CUDA kernels compiled and emulated'
 	@echo 'make bench    timings against torch.nn.functional'
 	@echo 'make test-cuda, make bench-cuda  the same on a GPU; make cuda-link  a CUDA build without one'
+	@echo 'make wheel    a wheel, in build/dist'
 	@echo 'make docs     the documentation, into build/docs'
 	@echo 'make lint     ruff and clang-format; no Python in csrc/'
 	@echo 'make format   apply ruff and clang-format'
@@ -115,6 +116,10 @@ peers: build
 	@$(PY) -m pip install --quiet --upgrade --target build/peers --no-deps allennlp==2.10.1
 	@PYTHONPATH=build/peers $(PY) docs/peers.py --write
 	@PYTHONPATH=build/peers $(PY) -m pytest -q tests/python/test_docs.py
+
+# For this interpreter, its torch's minor version and, with CUDA, TORCH_CUDA_ARCH_LIST.
+wheel: build
+	@$(PY) -m build --wheel --no-isolation --outdir build/dist .
 
 lint: setup
 	@echo '== Lint'
