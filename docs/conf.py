@@ -19,7 +19,6 @@ HEADERS = ROOT / "csrc" / "include" / "masked_loss"
 project = "masked_loss"
 version = release = masked_loss.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
-exclude_patterns = ["peers.md", "peers.txt"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"

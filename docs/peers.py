@@ -1,4 +1,4 @@
-"""What other libraries make of padding: the table in docs/peers.md, each number of it computed here.
+"""What other libraries make of padding: the table in docs/masks.md, each number of it computed here.
 
 make peers    installs the libraries into build/peers, runs this file with them, and writes the table
 python docs/peers.py    prints the rows of what is installed
@@ -8,6 +8,7 @@ import argparse
 import importlib.util
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -22,7 +23,7 @@ from torch import Tensor
 import masked_loss
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-TABLE = Path(__file__).with_name("peers.md")
+PAGE = Path(__file__).with_name("masks.md")
 
 # Two sequences of 3 tokens and 4 classes; the second has one token, and two of padding.
 LOGITS = torch.tensor(
@@ -224,7 +225,9 @@ def rows() -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}; every library has to be installed")
+    parser.add_argument(
+        "--write", action="store_true", help=f"write into {PAGE.name}; every library has to be installed"
+    )
     write = parser.parse_args().write
     found = versions()
     lines = [
@@ -239,7 +242,8 @@ def main() -> None:
     if write:
         if missing := LIBRARIES.keys() - found.keys():
             parser.error(f"not installed: {', '.join(sorted(missing))}")
-        TABLE.write_text("\n".join(lines) + "\n")
+        between = re.compile(r"(?<=<!-- docs/peers.py writes from here -->\n\n).*(?=\n<!-- to here -->)", re.DOTALL)
+        PAGE.write_text(between.sub("\n".join(lines) + "\n", PAGE.read_text()))
 
 
 if __name__ == "__main__":

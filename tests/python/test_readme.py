@@ -37,5 +37,17 @@ def test_cpp_sample():
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = re.findall(r"^make ([\w-]+)", blocks("README.md", "sh")[0], re.MULTILINE)
+    named = re.findall(r"^make ([\w-]+)", "".join(blocks("README.md", "sh")), re.MULTILINE)
     assert named and set(named) <= targets
+
+
+def test_links_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name}: {link}"
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if anchor else []
+            anchors = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+            assert not anchor or anchor in anchors, f"{page.name}: {link}"
