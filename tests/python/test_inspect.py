@@ -11,6 +11,7 @@ from matplotlib.image import imread
 
 import masked_loss
 from masked_loss import _inspect
+from masked_loss.__main__ import main
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,22 @@ def saved(tmp_path, content):
 def command(*arguments, code=None):
     start = ["-m", "masked_loss"] if code is None else ["-c", code]
     return subprocess.run([sys.executable, *start, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """The same in this process: exit status, what is printed, and what is said on stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["masked_loss", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as exit:
+            status = exit.code
+        return status, *capsys.readouterr()
+
+    return call
 
 
 def warnings_of(tmp_path, content, dim=None):
@@ -84,12 +101,12 @@ def test_numbers_and_picture(tmp_path):
     assert 0.2 < grey.mean() < 0.6  # the padding above and what counts below
 
 
-def test_limit_and_picture_options(tmp_path):
+def test_limit_and_picture_options(tmp_path, call):
     path = saved(tmp_path, batch())
-    done = command("inspect", path, "--limit=2", "--no-picture")
-    assert re.search(r"^1 +2 of 6 .* \.\.\. 4 more\n\.\.\. 1 more$", done.stdout, re.MULTILINE)
+    _, printed, _ = call("inspect", path, "--limit=2", "--no-picture")
+    assert re.search(r"^1 +2 of 6 .* \.\.\. 4 more\n\.\.\. 1 more$", printed, re.MULTILINE)
     assert not (tmp_path / "batch.png").exists()
-    command("inspect", path, f"--picture={tmp_path / 'new' / 'other.png'}")
+    call("inspect", path, f"--picture={tmp_path / 'new' / 'other.png'}")
     assert (tmp_path / "new" / "other.png").stat().st_size > 5000
 
 
@@ -115,12 +132,12 @@ def test_other_layouts(tmp_path):
     assert _inspect.warnings(read) == []
 
 
-def test_square_logits_need_the_dimension(tmp_path):
+def test_square_logits_need_the_dimension(tmp_path, call):
     path = saved(tmp_path, batch(logits=torch.randn(3, 6, 6)))
-    done = command("inspect", path)
-    assert done.returncode == 2
-    assert done.stderr == f"inspect: {path}: expected --dim: the classes of logits [3, 6, 6] may lie in dim 1 or 2\n"
-    assert command("inspect", path, "--dim=-1", "--no-picture").returncode == 0
+    status, _, said = call("inspect", path)
+    assert status == 2
+    assert said == f"inspect: {path}: expected --dim: the classes of logits [3, 6, 6] may lie in dim 1 or 2\n"
+    assert call("inspect", path, "--dim=-1", "--no-picture")[0] == 0
 
 
 def test_ignored_positions(tmp_path):
@@ -240,11 +257,9 @@ class Foreign:
     """What weights_only refuses."""
 
 
-def test_error_of_files(tmp_path):
+def test_error_of_files(tmp_path, call):
     missing = tmp_path / "none.pt"
-    done = command("inspect", missing)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"inspect: {missing}: there is no such file\n"
+    assert call("inspect", missing) == (2, "", f"inspect: {missing}: there is no such file\n")
     text = tmp_path / "text.pt"
     text.write_text("logits")
     with pytest.raises(_inspect.BatchError, match=r"^expected a file of torch.save that .*, got UnpicklingError$"):
@@ -263,22 +278,22 @@ def test_error_of_files(tmp_path):
         _inspect.read(saved(tmp_path, batch()), 3)
 
 
-def test_build_information():
-    done = command("--info")
-    version, built, kernels, cuda, library = done.stdout.splitlines()
+def test_build_information(call):
+    version, built, kernels, cuda, library = call("--info")[1].splitlines()
     assert version == f"masked_loss {masked_loss.__version__}"
     assert built.endswith(f"running with {torch.__version__}")
     capability = torch.backends.cpu.get_cpu_capability()
     assert re.fullmatch(r"CPU kernels: DEFAULT(, AVX2, AVX512)?; (\w+) runs here", kernels)
     assert capability not in kernels.partition(";")[0] or kernels.endswith(f"; {capability} runs here")
     assert re.fullmatch(r"CUDA kernels: (none|for .*\d.*)", cuda)
-    assert library == command("--library").stdout.replace("\n", "").join(["library: ", ""])
+    assert f"{library}\n" == f"library: {call('--library')[1]}"
+    assert call("--version")[:2] == (0, f"{masked_loss.__version__}\n")
 
 
-def test_nothing_asked():
-    done = command()
-    assert done.returncode == 2
-    assert "expected inspect, --info, --cmake-dir, --library or --version" in done.stderr
+def test_nothing_asked(call):
+    status, printed, said = call()
+    assert (status, printed) == (2, "")
+    assert "expected inspect, --info, --cmake-dir, --library or --version" in said
 
 
 def test_inspect_is_imported_when_it_is_asked_for():
