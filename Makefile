@@ -4,7 +4,7 @@
 # what makes .venv, as python3 does by default.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build cpp-tests test emulated test-cuda bench-cuda cuda-link cuda-mutants demo bench lint format clean distclean
+.PHONY: help setup build cpp-tests test emulated test-cuda bench-cuda cuda-link cuda-mutants demo bench docs peers wheel lint format clean distclean
 
 GIVEN := $(filter-out undefined default,$(origin PYTHON))
 PYTHON ?= python3
@@ -35,6 +35,8 @@ help:
 	@echo 'make test     GoogleTest and pytest, CUDA kernels compiled and emulated'
 	@echo 'make bench    timings against torch.nn.functional'
 	@echo 'make test-cuda, make bench-cuda  the same on a GPU; make cuda-link  a CUDA build without one'
+	@echo 'make wheel    a wheel, in build/dist'
+	@echo 'make docs     the documentation, into build/docs'
 	@echo 'make lint     ruff and clang-format; no Python in csrc/'
 	@echo 'make format   apply ruff and clang-format'
 	@echo 'make build    set up and build the package, which demo, test and bench do first'
@@ -101,6 +103,23 @@ demo: build
 
 bench: build
 	@$(PY) benchmarks/run.py --json benchmarks/results/cpu.json --plots docs $(BENCH_ARGS)
+
+# Warnings are errors.
+docs: build
+	@echo '== Building the documentation'
+	@$(PY) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
+	@echo 'build/docs/index.html'
+
+# What the table of other libraries in the documentation says, run with them. allennlp asks for an older torch.
+peers: build
+	@$(PY) -m pip install --quiet --upgrade --target build/peers -r docs/peers.txt
+	@$(PY) -m pip install --quiet --upgrade --target build/peers --no-deps allennlp==2.10.1
+	@PYTHONPATH=build/peers $(PY) docs/peers.py --write
+	@PYTHONPATH=build/peers $(PY) -m pytest -q tests/python/test_docs.py
+
+# For this interpreter, its torch's minor version and, with CUDA, TORCH_CUDA_ARCH_LIST.
+wheel: build
+	@$(PY) -m build --wheel --no-isolation --outdir build/dist .
 
 lint: setup
 	@echo '== Lint'

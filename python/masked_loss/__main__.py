@@ -1,20 +1,63 @@
-"""``python -m masked_loss``: what a build system asks of the package."""
+"""``python -m masked_loss``: what was installed and where, and what a mask does to a saved batch."""
 
 import argparse
+import sys
+from pathlib import Path
 
-from . import __version__
+import torch
+
+from . import __version__, _build
 from .paths import cmake_prefix_path, library_path
+
+
+def build_info() -> str:
+    """What the library was built for, and what of it runs here."""
+    compiled = _build.cpu_capabilities.split(";")
+    capability = torch.backends.cpu.get_cpu_capability()
+    used = capability if capability in compiled else "DEFAULT"
+    architectures = _build.cuda_architectures.replace(";", ", ")
+    return "\n".join(
+        [
+            f"masked_loss {__version__}",
+            f"torch: built for {_build.built_for_torch}, running with {torch.__version__}",
+            f"CPU kernels: {', '.join(compiled)}; {used} runs here",
+            f"CUDA kernels: {f'for {architectures}' if architectures else 'none'}",
+            f"library: {library_path}",
+        ]
+    )
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for, which is one thing."""
+    parser = argparse.ArgumentParser(prog="python -m masked_loss", description=__doc__.replace("``", "`"))
+    parser.add_argument("--version", action="version", version=__version__)
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--info", action="store_true", help="print torch's version, CUDA architectures, instruction sets"
+    )
+    choice.add_argument("--cmake-dir", action="store_true", help="print what to add to CMAKE_PREFIX_PATH")
+    choice.add_argument("--library", action="store_true", help="print the shared library that registers the ops")
+    inspect = parser.add_subparsers(dest="command").add_parser("inspect", help="tell what a mask does to a saved batch")
+    inspect.add_argument("batch", type=Path, help="saved by torch.save: a dict of logits, targets and mask")
+    inspect.add_argument("--dim", type=int, help="the class dimension, where the shapes do not tell it")
+    inspect.add_argument("--limit", type=int, default=12, help="how many sequences, and positions of each, are printed")
+    inspect.add_argument("--picture", type=Path, help="where to draw (default: beside the batch, as a .png)")
+    inspect.add_argument("--no-picture", action="store_true", help="draw nothing")
+    chosen = parser.parse_args()
+    if not (chosen.info or chosen.cmake_dir or chosen.library or chosen.command):
+        parser.error("expected inspect, --info, --cmake-dir, --library or --version")
+    return chosen
 
 
 def main() -> None:
     """Prints what was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m masked_loss", description=__doc__)
-    parser.add_argument("--version", action="version", version=__version__)
-    choice = parser.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--cmake-dir", action="store_true", help="print what to add to CMAKE_PREFIX_PATH")
-    choice.add_argument("--library", action="store_true", help="print the shared library that registers the ops")
-    arguments = parser.parse_args()
-    print(cmake_prefix_path if arguments.cmake_dir else library_path)
+    chosen = arguments()
+    if chosen.command == "inspect":
+        from . import _inspect
+
+        picture = None if chosen.no_picture else chosen.picture or chosen.batch.with_suffix(".png")
+        sys.exit(_inspect.run(chosen.batch, chosen.dim, chosen.limit, picture))
+    print(build_info() if chosen.info else cmake_prefix_path if chosen.cmake_dir else library_path)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -75,3 +77,15 @@ def test_distillation():
     assert numbers(r"not 0 in the padding: (\d+)", printed) == [0]
     losses = numbers(r"step +\d+: loss (\S+)", printed)
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_hugging_face_trainer():
+    pytest.importorskip("transformers", reason="transformers is not installed: it needs Python 3.11 or newer")
+    pytest.importorskip("accelerate", reason="accelerate is not installed, which transformers' Trainer needs")
+    printed = output_of("hf_trainer.py", "--steps=6")
+    assert numbers(r"Trainer's own loss: ([^,]+),", printed)[0] < 1e-5
+    assert numbers(r"its gradient (\S+)", printed)[0] < 1e-5
+    assert numbers(r"num_items_in_batch +(\S+) away", printed)[0] < 1e-5
+    assert numbers(r"mean of means +(\S+) away", printed)[0] > 0.02
+    losses = numbers(r"step +\d+: loss (\S+)", printed)
+    assert losses[-1] < 0.95 * losses[0]

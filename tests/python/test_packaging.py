@@ -1,15 +1,18 @@
 """The package as C++ projects find it: from a wheel, an editable install, CMake's install, and as a folder."""
 
+import email
 import math
 import re
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from building import BUILD, ROOT, attempt, build_project, configure, run
+from masked_loss import _build
 
 CONSUMER = ROOT / "tests" / "consumer"
 TORCH = Path(torch.__file__).resolve().parent
@@ -20,11 +23,20 @@ def cmake_dir(**environment):
 
 
 @pytest.fixture(scope="module")
-def site():
+def wheel():
+    wheels = BUILD / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", wheels, ROOT)
+    (wheel,) = wheels.iterdir()
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def site(wheel):
     """A folder like site-packages: a wheel of masked_loss, with torch beside it."""
     site = BUILD / "site"
     shutil.rmtree(site, ignore_errors=True)
-    run(sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--target", site, ROOT)
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", site, wheel)
     (site / "torch").symlink_to(TORCH)
     return site
 
@@ -90,6 +102,36 @@ def test_wheel(site):
     headers = {file.name for file in (ROOT / "csrc" / "include" / "masked_loss").iterdir()}
     assert {file.name for file in (package / "include" / "masked_loss").iterdir()} == headers
     assert {"py.typed", "_C.pyi"} <= {file.name for file in package.iterdir()}
+
+
+@pytest.mark.slow
+def test_wheel_is_small_and_described(wheel):
+    if not _build.cuda_architectures:  # kernels for several GPUs are large
+        assert wheel.stat().st_size < 5e6
+    with zipfile.ZipFile(wheel) as files:
+        (name,) = [name for name in files.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(files.read(name))
+        folders = {name.split("/")[0] for name in files.namelist()}
+    # Nothing of the sources but the headers.
+    assert folders == {"masked_loss", f"masked_loss-{metadata['Version']}.dist-info"}
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert metadata.get_payload(decode=True).decode() == (ROOT / "README.md").read_text()
+    assert [metadata["License-Expression"], metadata.get_all("Requires-Dist")] == ["BSD-3-Clause", ["torch>=2.11"]]
+
+
+@pytest.mark.slow
+def test_wheel_needs_torch_and_the_system_alone(site):
+    ours, system = {"libmasked_loss.so"}, {"libc.so.6", "libgcc_s.so.1", "libm.so.6", "libstdc++.so.6"}
+    for library in [*(site / "masked_loss").glob("_C*.so"), site / "masked_loss" / "lib" / "libmasked_loss.so"]:
+        needed = set(re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", library)))
+        others = {name for name in needed - ours - system if not name.startswith("ld-linux")}
+        assert all((TORCH / "lib" / name).exists() or name.startswith("libcudart") for name in others), others
+
+
+def test_import_is_quick():
+    code = "import time, torch; start = time.perf_counter(); import masked_loss; print(time.perf_counter() - start)"
+    # The least of several: others may use this machine.
+    assert min(float(run(sys.executable, "-c", code)) for _ in range(4)) < 0.05
 
 
 @pytest.mark.slow

@@ -1,35 +1,25 @@
 """What README shows is run, and prints what README says."""
 
 import re
-import runpy
 import sys
 
 import pytest
 
 from building import BUILD, ROOT, build_project, run
+from samples import blocks, check_python, said
 
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-PYTHON = [code for language, code in BLOCKS if language == "python"]
+PYTHON = blocks("README.md", "python")
 
 
 def only(language):
-    (code,) = [code for other, code in BLOCKS if other == language]
+    (code,) = blocks("README.md", language)
     return code
-
-
-def said(code, comment, call):
-    """What the comments beside the lines that print say."""
-    return re.findall(rf"^\s*{call}.*  {comment} (\S+)$", code, re.MULTILINE)
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
 def test_python_sample(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    script = tmp_path / "sample.py"
-    script.write_text(code)
-    runpy.run_path(str(script))
-    assert said(code, "#", "print") == capsys.readouterr().out.split()
-    assert said(code, "#", "print")
+    check_python(code, tmp_path, capsys)
 
 
 @pytest.mark.slow
@@ -47,5 +37,17 @@ def test_cpp_sample():
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = re.findall(r"^make ([\w-]+)", BLOCKS[0][1], re.MULTILINE)
+    named = re.findall(r"^make ([\w-]+)", "".join(blocks("README.md", "sh")), re.MULTILINE)
     assert named and set(named) <= targets
+
+
+def test_links_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name}: {link}"
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if anchor else []
+            anchors = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+            assert not anchor or anchor in anchors, f"{page.name}: {link}"
