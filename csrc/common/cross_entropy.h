@@ -7,12 +7,12 @@ namespace masked_loss {
 
 // Sums over the allowed classes of a row, with the weights w_c for label smoothing, w_c q_c for class probabilities; in
 // double, so that a common offset of the logits cancels.
-struct Smoothing {
+struct ClassSums {
   double logits = 0;         // sum of the weights times x_c
   double weight = 0;         // sum of the weights
   std::int64_t classes = 0;  // how many are allowed; of class probabilities, how many are positive and not allowed
 
-  MASKED_LOSS_HD Smoothing operator+(const Smoothing& other) const {
+  MASKED_LOSS_HD ClassSums operator+(const ClassSums& other) const {
     return {logits + other.logits, weight + other.weight, classes + other.classes};
   }
 };
@@ -23,14 +23,14 @@ struct CrossEntropyRow {
   A target_weight;  // class weight of the target; 1 with class probabilities
   A label_smoothing;
   A z_loss;
-  Smoothing smoothing;
+  ClassSums smoothing;
 
   MASKED_LOSS_HD A share() const { return label_smoothing == 0 ? A(0) : label_smoothing / A(smoothing.classes); }
 };
 
 // The sum of weights times (lse - x_c). As float, lse would lose the digits that the sums keep.
 template <class A>
-MASKED_LOSS_HD double weighted_cost(const Smoothing& sums, Softmax<A> softmax, A log_sum) {
+MASKED_LOSS_HD double weighted_cost(const ClassSums& sums, Softmax<A> softmax, A log_sum) {
   return sums.weight * (double(softmax.max) + double(log_sum)) - sums.logits;
 }
 
@@ -58,7 +58,7 @@ MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> so
 // Of class probabilities: the cost is sum_c w_c q_c (lse - x_c).
 template <class A>
 MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> softmax, A log_sum,
-                                    const Smoothing& target) {
+                                    const ClassSums& target) {
   return cross_entropy_loss(row, softmax, log_sum, target.classes == 0, A(weighted_cost(target, softmax, log_sum)));
 }
 

@@ -15,7 +15,7 @@ inline constexpr std::int64_t kBlock = 2048;
 template <class A>
 struct CrossEntropyBlock {
   Softmax<A> softmax;
-  Smoothing smoothing, target;  // the latter of class probabilities
+  ClassSums smoothing, target;  // the latter of class probabilities
 };
 
 // What the gradient of a row is made from, once all of its blocks have been visited.

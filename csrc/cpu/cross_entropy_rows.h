@@ -12,7 +12,7 @@ constexpr std::int64_t kLongRow = 1 << 18;  // classes; exponentials of a longer
 // What label smoothing sums over a block, or, with probabilities, their cost; shifted by the block's maximum so that
 // large logits lose no digits.
 template <class A>
-Smoothing class_sums(const A* x, const A* probabilities, const A* weight, const bool* allowed, std::int64_t n, A max) {
+ClassSums class_sums(const A* x, const A* probabilities, const A* weight, const bool* allowed, std::int64_t n, A max) {
   using V = Vectorized<A>;
   const V shift(max), zero(0), one(1);
   V logits(0), weights(0), not_allowed(0);
@@ -33,7 +33,7 @@ Smoothing class_sums(const A* x, const A* probabilities, const A* weight, const 
     logits = logits + term;
     weights = weights + w;
   });
-  Smoothing sums;
+  ClassSums sums;
   if (probabilities != nullptr) {
     sums.classes = max_lanes(not_allowed) > 0;
   } else {
@@ -134,7 +134,7 @@ class RowKernel {
     }
     CrossEntropyRow<A> row{work_.coefficient[planned_], target_weight(), work_.label_smoothing, work_.z_loss, {}};
     Softmax<A> softmax;
-    Smoothing target;
+    ClassSums target;
     const bool has_probabilities = probabilities_ != nullptr;
     if constexpr (mode == CrossEntropyMode::Backward) {
       softmax = work_.softmax[r_];
@@ -213,8 +213,8 @@ class RowKernel {
     }
   }
 
-  Smoothing sum_weights() const {
-    Smoothing smoothing;
+  ClassSums sum_weights() const {
+    ClassSums smoothing;
     for (std::int64_t c = 0; c < work_.classes; ++c) {
       if (allowed_ != nullptr && !allowed_[c]) continue;
       smoothing.weight += work_.weight == nullptr ? 1.0 : double(work_.weight[c]);
@@ -229,8 +229,8 @@ class RowKernel {
     return load_block(probabilities_ + i, static_cast<const bool*>(nullptr), n, stage);
   }
 
-  Smoothing sum_probabilities() const {
-    Smoothing sum;
+  ClassSums sum_probabilities() const {
+    ClassSums sum;
     A stage[kBlock];
     for (std::int64_t i = 0; i < work_.classes; i += kBlock) {
       const auto n = std::min(kBlock, work_.classes - i);

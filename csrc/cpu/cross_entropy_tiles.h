@@ -147,8 +147,8 @@ class TileKernel {
       }
       max_[w] = softmax.max, sum_[w] = softmax.sum;
     }
-    if (work_.label_smoothing != 0) std::fill(smoothing_, smoothing_ + width_, Smoothing{});
-    if (work_.probabilities != nullptr) std::fill(target_sums_, target_sums_ + width_, Smoothing{});
+    if (work_.label_smoothing != 0) std::fill(smoothing_, smoothing_ + width_, ClassSums{});
+    if (work_.probabilities != nullptr) std::fill(target_sums_, target_sums_ + width_, ClassSums{});
   }
 
   void take_targets() {
@@ -282,7 +282,7 @@ class TileKernel {
 
   // Adds a block's part of what label smoothing sums, or, with probabilities, their cost; shifted by the maximum so
   // that large logits lose no digits.
-  void sum_classes(std::int64_t c, std::int64_t n, const Block& block, const Block* probabilities, Smoothing* sums) {
+  void sum_classes(std::int64_t c, std::int64_t n, const Block& block, const Block* probabilities, ClassSums* sums) {
     for_lanes([&](std::int64_t w) {
       const V shift = V::loadu(max_ + w), zero(0);
       V logits = zero, weights = zero, classes = zero, not_allowed = zero;
@@ -310,7 +310,7 @@ class TileKernel {
         const auto counts = static_cast<std::int64_t>(probabilities == nullptr ? parts[2][l] : A(parts[3][l] > 0));
         if (counts == 0 && probabilities == nullptr) continue;
         const double weight(parts[1][l]);
-        sums[w + l] = sums[w + l] + Smoothing{double(parts[0][l]) + double(max_[w + l]) * weight, weight, counts};
+        sums[w + l] = sums[w + l] + ClassSums{double(parts[0][l]) + double(max_[w + l]) * weight, weight, counts};
       }
     });
   }
@@ -318,7 +318,7 @@ class TileKernel {
   void sum_weights(std::int64_t w) {
     for (std::int64_t c = 0; c < work_.classes; ++c) {
       if (allowed(w, c))
-        smoothing_[w] = smoothing_[w] + Smoothing{0, work_.weight == nullptr ? 1.0 : double(work_.weight[c]), 1};
+        smoothing_[w] = smoothing_[w] + ClassSums{0, work_.weight == nullptr ? 1.0 : double(work_.weight[c]), 1};
     }
   }
 
@@ -340,7 +340,7 @@ class TileKernel {
     const A label_smoothing = plain ? A(0) : work_.label_smoothing, z_loss = work_.z_loss;
     for (std::int64_t w = 0; w < width_; ++w) {
       const CrossEntropyRow<A> row{coefficient_[w], target_weight_[w], label_smoothing, z_loss,
-                                   plain ? Smoothing() : smoothing_[w]};
+                                   plain ? ClassSums() : smoothing_[w]};
       const Softmax<A> softmax{max_[w], sum_[w]};
       if constexpr (mode != CrossEntropyMode::Backward) {
         const A loss = has_probabilities ? cross_entropy_loss(row, softmax, log_sum_[w], target_sums_[w])
@@ -456,7 +456,7 @@ class TileKernel {
   bool any_kept_ = false, any_masked_ = false, one_mask_ = false;
   std::int64_t target_[kLanes], mask_offset_[kLanes];
   bool kept_[kPadded], target_allowed_[kLanes];
-  Smoothing smoothing_[kLanes], target_sums_[kLanes];
+  ClassSums smoothing_[kLanes], target_sums_[kLanes];
   alignas(64) A coefficient_[kLanes], target_weight_[kLanes], target_logit_[kLanes];
   alignas(64) A sum_[kLanes], log_sum_[kLanes], loss_[kLanes];
   alignas(64) A max_[kPadded], scale_[kPadded], smoothed_[kPadded], target_class_[kPadded], target_gradient_[kPadded];

@@ -49,7 +49,7 @@ __device__ __forceinline__ A target_sum(const CrossEntropyRow<A>& row, const Row
 
 template <class T, class A>
 __device__ __forceinline__ CrossEntropyRow<A> describe(const CrossEntropyWork<T, A>& work, std::int64_t r,
-                                                       std::int64_t target, const Smoothing& smoothing) {
+                                                       std::int64_t target, const ClassSums& smoothing) {
   const bool weighted = work.weight != nullptr && work.probabilities == nullptr;
   return {work.coefficient[r], weighted ? work.weight[target] : A(1), work.label_smoothing, work.z_loss, smoothing};
 }
@@ -373,7 +373,7 @@ struct PackGroup {
     const bool has_probabilities = kProbabilities && span.probabilities != nullptr;
     if constexpr (mode == Mode::Backward) {
       if constexpr (kExtras) sum_weights(r);
-      const auto row = describe(work, r, target, kExtras ? part.smoothing : Smoothing{});
+      const auto row = describe(work, r, target, kExtras ? part.smoothing : ClassSums{});
       const auto terms = row_terms(row, work.softmax[r], target_sum(row, part, has_probabilities));
       for (int t = 0; t <= last; ++t) {
         load(span, t);
@@ -461,7 +461,7 @@ template <class A>
 __device__ RowPart<A> reduce_rows(RowPart<A> part, int lanes, int rows, bool rows_first, bool sums) {
   if (lanes == 1) return part;
   if (!rows_first) {
-    const auto sum = [&](const Smoothing& of) { return reduce_lanes(of, lanes, [](auto a, auto b) { return a + b; }); };
+    const auto sum = [&](const ClassSums& of) { return reduce_lanes(of, lanes, [](auto a, auto b) { return a + b; }); };
     part.softmax = reduce_softmax(part.softmax, lanes);
     if (sums) part = {part.softmax, sum(part.smoothing), sum(part.target)};
     return part;
@@ -506,11 +506,11 @@ __global__ void __launch_bounds__(32 * most_lanes(sizeof(T)))
         }
         const A x = widen(logits[c * work.logits_stride]);
         if (work.label_smoothing != 0) {
-          part.smoothing = part.smoothing + Smoothing{double(weight_of(c)) * double(x), weight_of(c), 1};
+          part.smoothing = part.smoothing + ClassSums{double(weight_of(c)) * double(x), weight_of(c), 1};
         }
         if (has_probabilities) {
           const double weight = double(weight_of(c)) * double(probability_of(c));
-          part.target = part.target + Smoothing{weight * double(x), weight, 0};
+          part.target = part.target + ClassSums{weight * double(x), weight, 0};
         }
         if constexpr (mode == Mode::Backward) continue;
         if (x > max) {

@@ -10,7 +10,7 @@ namespace masked_loss::cuda {
 template <class A>
 struct RowPart {
   Softmax<A> softmax;
-  Smoothing smoothing, target;  // the latter of class probabilities
+  ClassSums smoothing, target;  // the latter of class probabilities
 };
 
 // T is the device's type of the logits. What order and kept mean is said in row_plan_kernel.h.

@@ -49,7 +49,7 @@ struct Example {
 };
 
 CrossEntropyRow<double> row_of(const Example& example) {
-  Smoothing smoothing;
+  ClassSums smoothing;
   for (std::size_t c = 0; c < example.logits.size(); ++c) {
     smoothing.logits += example.weights[c] * example.logits[c];
     smoothing.weight += example.weights[c];

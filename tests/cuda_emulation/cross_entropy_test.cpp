@@ -142,7 +142,7 @@ class Problem {
       return;
     }
     const auto softmax = softmax_of(r);
-    Smoothing sums, target_sums;
+    ClassSums sums, target_sums;
     const auto weight_of = [&](std::int64_t c) { return of_.extras ? double(weight_[c]) : 1.0; };
     const auto probability_of = [&](std::int64_t c) { return number(probabilities_[offset(r, c)]); };
     for (std::int64_t c = 0; c < of_.classes; ++c) {
@@ -151,9 +151,9 @@ class Problem {
         continue;
       }
       const double weight = weight_of(c), x = number(logits_[offset(r, c)]);
-      sums = sums + Smoothing{weight * x, weight, 1};
+      sums = sums + ClassSums{weight * x, weight, 1};
       const double probable = of_.probabilities ? weight * probability_of(c) : 0;
-      target_sums = target_sums + Smoothing{probable * x, probable, 0};
+      target_sums = target_sums + ClassSums{probable * x, probable, 0};
     }
     const CrossEntropyRow<double> row{double(coefficient_[r]), of_.probabilities ? 1.0 : weight_of(target), smoothing(),
                                       z_loss(), sums};
