@@ -1,4 +1,6 @@
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/alias.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -13,79 +15,152 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-Tensor spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
-              const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
-              at::ScalarType type) {
-  if (at::GradMode::is_enabled()) return composite_spread(scale, input, mean, offset, mask, sizes, type);
+// The inner ops, below autograd.
+std::tuple<Tensor, Tensor, Tensor> fused_moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order,
+                                                 at::IntArrayRef dim) {
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return handle_of<MaskedMoments>().call(input, mask, order, dim);
+}
+
+Tensor fused_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+                    const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
+                    at::ScalarType type) {
+  const at::AutoDispatchBelowADInplaceOrView below;
   return handle_of<MaskedSpread>().call(scale, input, mean, offset, mask, sizes, type);
 }
 
-// The gradient of a sum is the upstream one, and that of a mean a share of it. Squared deviations have twice the
-// deviation; what reaches them by the mean cancels.
-struct MomentsFunction : Function<MomentsFunction> {
+// Of a backward pass, which may be differentiated itself.
+Tensor spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+              const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
+              at::ScalarType type) {
+  const auto by = at::GradMode::is_enabled() ? composite_spread : fused_spread;
+  return by(scale, input, mean, offset, mask, sizes, type);
+}
+
+OptionalTensor optional(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
+
+// The gradient of a sum is the upstream one, and that of a mean a share of it. Neither keeps its input.
+struct SumFunction : Function<SumFunction> {
   static constexpr bool is_traceable = true;
 
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask,
-                               std::int64_t order, at::IntArrayRef dim, Tensor* counts) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask,
+                        const ReductionOptions& options, bool is_mean) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const auto [first, second, count] = handle_of<MaskedMoments>().call(input, mask, order, dim);
-    *counts = count;
-    // A sum does not keep its input.
-    const bool squares = order == 2;
-    ctx->save_for_backward(
-        {mask.value_or(Tensor()), squares ? input : Tensor(), squares ? first : Tensor(), squares ? count : Tensor()});
+    const auto moments = handle_of<MaskedMoments>().call(input, mask, 1, options.dim);
+    auto [value, divisor] = finish_sum(moments, input, options, is_mean);
+    ctx->save_for_backward({mask.value_or(Tensor()), divisor});
     ctx->saved_data["sizes"] = input.sym_sizes();
+    ctx->saved_data["reduced"] = std::get<0>(moments).sym_sizes();
     ctx->saved_data["type"] = static_cast<std::int64_t>(input.scalar_type());
-    ctx->set_materialize_grads(false);
-    return squares ? variable_list{first, second} : variable_list{first};
+    return value;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto mask = saved[0].defined() ? OptionalTensor(saved[0]) : std::nullopt;
     const auto sizes = ctx->saved_data["sizes"].toSymIntVector();
     const auto type = static_cast<at::ScalarType>(ctx->saved_data["type"].toInt());
-    const auto &of_first = grads[0], &input = saved[1];
+    auto share = grads[0].to(accumulation_type(type));
+    if (share.dim() > 0) share = share.reshape_symint(ctx->saved_data["reduced"].toSymIntVector());
+    if (saved[1].defined()) share = share / saved[1];
+    return {spread(share, {}, {}, {}, optional(saved[0]), sizes, type), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+// Squared deviations have twice the deviation for a gradient; what reaches them by the mean cancels.
+struct MomentsFunction : Function<MomentsFunction> {
+  static constexpr bool is_traceable = true;
+
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask,
+                               at::IntArrayRef dim, Tensor* counts) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto [mean, squares, count] = handle_of<MaskedMoments>().call(input, mask, 2, dim);
+    *counts = count;
+    ctx->save_for_backward({input, mask.value_or(Tensor()), mean, count});
+    ctx->set_materialize_grads(false);
+    return {mean, squares};
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &input = saved[0], &mean = saved[2];
+    const auto mask = optional(saved[1]);
     Tensor gradient;
     OptionalTensor share;
-    if (of_first.defined()) share = input.defined() ? of_first / saved[3].clamp_min(1) : of_first;
-    if (input.defined() && grads[1].defined()) {
-      gradient = spread(2 * grads[1], input, saved[2], share, mask, sizes, type);
+    if (grads[0].defined()) share = grads[0] / saved[3].clamp_min(1);
+    if (grads[1].defined()) {
+      gradient = spread(2 * grads[1], input, mean, share, mask, input.sym_sizes(), input.scalar_type());
     } else if (share) {
-      gradient = spread(*share, {}, {}, {}, mask, sizes, type);
+      gradient = spread(*share, {}, {}, {}, mask, input.sym_sizes(), input.scalar_type());
     }
-    return {gradient, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {gradient, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+constexpr ReductionSteps kComposite{composite_moments, composite_spread};
+constexpr ReductionSteps kFused{fused_moments, fused_spread};
+
+// With d = x - mean, s = (sum(d^2) / f + epsilon)^(-1/2) and a gradient g, that of s d is
+// s (g - sum(g) / n) - s^3 sum(g d) / f d.
+struct WhitenFunction : Function<WhitenFunction> {
+  static constexpr bool is_traceable = true;
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto white = whiten_parts(kFused, input, mask, dim);
+    ctx->save_for_backward({input, mask.value_or(Tensor()), white.mean, white.scale, white.freedom});
+    ctx->saved_data["dim"] = dim;
+    return white.value;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto dim = ctx->saved_data["dim"].toIntVector();
+    const auto mask = optional(saved[1]);
+    auto gradient = at::GradMode::is_enabled() ? composed(grads[0], saved[0], mask, dim)
+                                               : fused(grads[0], saved[0], mask, saved[2], saved[3], saved[4], dim);
+    return {gradient, Tensor(), Tensor()};
+  }
+
+  static Tensor fused(const Tensor& grad, const Tensor& input, const OptionalTensor& mask, const Tensor& mean,
+                      const Tensor& scale, const Tensor& freedom, at::IntArrayRef dim) {
+    const auto sizes = input.sym_sizes();
+    const auto type = input.scalar_type(), wide = scale.scalar_type();
+    const auto [sum, none, count] = fused_moments(grad, mask, 1, dim);
+    const auto products = fused_spread(grad.to(wide), input, mean, {}, mask, sizes, wide);
+    const auto along = std::get<0>(fused_moments(products, {}, 1, dim)) * scale.pow(3) / freedom;
+    const auto offset = fused_spread(along.neg(), input, mean, {}, mask, sizes, wide);
+    return fused_spread(scale, grad, sum / count.clamp_min(1), offset, mask, sizes, type);
+  }
+
+  static Tensor composed(const Tensor& grad, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
+    // An alias: the hooks of the user's tensor are for the gradients that the engine brings to it.
+    const auto leaf = input.requires_grad() ? at::alias(input) : input.detach().requires_grad_();
+    const auto white = whiten(kComposite, leaf, mask, dim);
+    return torch::autograd::grad({white}, {leaf}, {grad}, std::nullopt, /*create_graph=*/true)[0];
   }
 };
 
 bool wants_grad(const Tensor& input) { return input.requires_grad() && at::GradMode::is_enabled(); }
 
 struct Differentiable {
-  static std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order,
-                                                    at::IntArrayRef dim) {
-    if (wants_grad(input)) {
-      Tensor count;  // an integer: no output of something differentiable
-      const auto results = MomentsFunction::apply(input, mask, order, dim, &count);
-      return {results[0], order == 2 ? results[1] : Tensor(), count};
-    }
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return handle_of<MaskedMoments>().call(input, mask, order, dim);
+  static Tensor sum(const Tensor& input, const OptionalTensor& mask, const ReductionOptions& options, bool is_mean) {
+    return SumFunction::apply(input, mask, options, is_mean);
   }
 
-  // What whitens is differentiated as plain ops.
-  static Tensor spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
-                       const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
-                       at::ScalarType type) {
-    if (wants_grad(*input)) return composite_spread(scale, input, mean, offset, mask, sizes, type);
-    const at::AutoDispatchBelowADInplaceOrView below;
-    return handle_of<MaskedSpread>().call(scale, input, mean, offset, mask, sizes, type);
+  static Tensor whiten(const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
+    return WhitenFunction::apply(input, mask, dim);
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& input, const OptionalTensor& mask, std::int64_t,
+                                                    at::IntArrayRef dim) {
+    Tensor count;  // an integer: no output of something differentiable
+    const auto results = MomentsFunction::apply(input, mask, dim, &count);
+    return {results[0], results[1], count};
   }
 
   static ReductionSteps of(const Tensor& input) {
-    if (functorch_active() || has_tangent(input) || !has_kernel(handle_of<MaskedMoments>(), input)) {
-      return {composite_moments, composite_spread};
-    }
-    return {moments, spread};
+    if (functorch_active() || has_tangent(input) || !has_kernel(handle_of<MaskedMoments>(), input)) return kComposite;
+    return wants_grad(input) ? ReductionSteps{moments, fused_spread, sum, whiten} : kFused;
   }
 };
 

@@ -29,10 +29,20 @@ Tensor finished(const Tensor& value, const Tensor& input, at::IntArrayRef dim, b
   return without_dims(value, dim, keepdim).to(input.scalar_type());
 }
 
-// Of sums of squares: 0 of nothing, NaN of no more elements than the correction.
+// What sums of squares are divided by: variances are 0 of nothing, NaN of no more elements than the correction.
+Tensor freedom_of(const Tensor& count, at::ScalarType type, double correction) {
+  const auto freedom = (count.to(type) - correction).clamp_min(0);
+  return at::where(count.eq(0), at::ones_like(freedom), freedom);
+}
+
 Tensor variance(const Tensor& squares, const Tensor& count, double correction) {
-  const auto freedom = (count.to(squares.scalar_type()) - correction).clamp_min(0);
-  return squares / at::where(count.eq(0), at::ones_like(freedom), freedom);
+  return squares / freedom_of(count, squares.scalar_type(), correction);
+}
+
+Tensor reduce_to_sum(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask,
+                     const ReductionOptions& options, bool is_mean) {
+  if (by.sum != nullptr) return by.sum(input, mask, options, is_mean);
+  return finish_sum(by.moments(input, mask, 1, options.dim), input, options, is_mean).value;
 }
 
 }  // namespace
@@ -61,6 +71,13 @@ Tensor composite_spread(const Tensor& scale, const OptionalTensor& input, const 
   return kept_or(keep, offset ? value + *offset : value, 0).to(type);
 }
 
+FinishedSum finish_sum(const std::tuple<Tensor, Tensor, Tensor>& moments, const Tensor& input,
+                       const ReductionOptions& options, bool is_mean) {
+  const auto& [sum, none, count] = moments;
+  const auto divisor = is_mean ? count.clamp_min(1) : Tensor();
+  return {finished(is_mean ? sum / divisor : sum, input, options.dim, options.keepdim), divisor};
+}
+
 Tensor reduce_sum(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
                   const ReductionOptions& options) {
   const auto input = resolve_reduction(MaskedSum::op, given, mask, options.dim);
@@ -68,14 +85,13 @@ Tensor reduce_sum(const ReductionSteps& by, const Tensor& given, const OptionalT
     const auto sum = std::get<0>(composite_moments(input, mask, 1, options.dim));
     return without_dims(sum, options.dim, options.keepdim);
   }
-  return finished(std::get<0>(by.moments(input, mask, 1, options.dim)), input, options.dim, options.keepdim);
+  return reduce_to_sum(by, input, mask, options, /*is_mean=*/false);
 }
 
 Tensor reduce_mean(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
                    const ReductionOptions& options) {
   const auto input = resolve_reduction(MaskedMean::op, given, mask, options.dim);
-  const auto [sum, none, count] = by.moments(input, mask, 1, options.dim);
-  return finished(sum / count.clamp_min(1), input, options.dim, options.keepdim);
+  return reduce_to_sum(by, input, mask, options, /*is_mean=*/true);
 }
 
 Tensor reduce_var(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
@@ -95,14 +111,19 @@ Tensor reduce_std(const ReductionSteps& by, const Tensor& given, const OptionalT
   return finished(at::where(zero, at::zeros_like(var), root), input, options.dim, options.keepdim);
 }
 
+Whitened whiten_parts(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
+  const auto [mean, squares, count] = by.moments(input, mask, 2, dim);
+  const auto freedom = freedom_of(count, squares.scalar_type(), 1);
+  const auto scale = (squares / freedom + kEpsilon).rsqrt();
+  return {by.spread(scale, input, mean, {}, mask, input.sym_sizes(), input.scalar_type()), mean, scale, freedom};
+}
+
 Tensor whiten(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask, at::IntArrayRef dim) {
   auto input = resolve_reduction(MaskedWhiten::op, given, mask, dim);
+  if (by.whiten != nullptr) return by.whiten(input, mask, dim);
   // The gradient has several terms, which are added before they are rounded.
   if (is_differentiated(input)) input = input.to(accumulation_type(input.scalar_type()));
-  const auto [mean, squares, count] = by.moments(input, mask, 2, dim);
-  const auto scale = (variance(squares, count, 1) + kEpsilon).rsqrt();
-  const auto white = by.spread(scale, input, mean, {}, mask, input.sym_sizes(), input.scalar_type());
-  return white.to(given.scalar_type());
+  return whiten_parts(by, input, mask, dim).value.to(given.scalar_type());
 }
 
 }  // namespace masked_loss

@@ -12,13 +12,29 @@ Tensor composite_spread(const Tensor& scale, const OptionalTensor& input, const 
                         const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
                         at::ScalarType type);
 
-// The public ops in terms of the two, whoever computes these.
+// A sum or a mean in the input's dtype from the moments of order 1, and what a mean is divided by.
+struct FinishedSum {
+  Tensor value, divisor;
+};
+FinishedSum finish_sum(const std::tuple<Tensor, Tensor, Tensor>& moments, const Tensor& input,
+                       const ReductionOptions& options, bool is_mean);
+
+// What whitens, and its parts in the accumulation dtype.
+struct Whitened {
+  Tensor value, mean, scale, freedom;
+};
+
+// The public ops in terms of the first two, whoever computes these.
 struct ReductionSteps {
   std::tuple<Tensor, Tensor, Tensor> (*moments)(const Tensor& input, const OptionalTensor& mask, std::int64_t order,
                                                 at::IntArrayRef dim);
   Tensor (*spread)(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
                    const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
                    at::ScalarType type);
+  // Ops as a whole, where that takes less than their parts; or null.
+  Tensor (*sum)(const Tensor& input, const OptionalTensor& mask, const ReductionOptions& options,
+                bool is_mean) = nullptr;
+  Tensor (*whiten)(const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) = nullptr;
 };
 
 Tensor reduce_sum(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask,
@@ -30,6 +46,8 @@ Tensor reduce_var(const ReductionSteps& by, const Tensor& input, const OptionalT
 Tensor reduce_std(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask,
                   const VarianceOptions& options);
 Tensor whiten(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim);
+// The value in the input's dtype.
+Whitened whiten_parts(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim);
 
 // Registers the public ops, which do what Steps::of(input) says.
 template <class Steps>

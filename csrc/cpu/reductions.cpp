@@ -126,7 +126,7 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
   int operands = 0;
   const auto add = [&](const OptionalTensor& tensor, at::ScalarType to) {
     if (!tensor) return 0;  // where the result is
-    config.add_owned_const_input((to == at::kBool ? bool_mask(*tensor) : tensor->to(to)).expand(sizes));
+    config.add_owned_const_input(to == at::kBool ? bool_mask(*tensor) : tensor->to(to));
     return ++operands;
   };
   const int of_scale = add(scale, accumulation), of_input = add(input, type), of_mean = add(mean, accumulation),

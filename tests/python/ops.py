@@ -45,6 +45,8 @@ class Op:
     targets: Callable[[int], Tensor] = lambda size: torch.randint(C, (size,))
     # Arguments whose derivatives are the composite's: graphs have plain ops instead of ours.
     composed: tuple[str, ...] = ()
+    # How many ops of ours the graphs have, forward and backward.
+    parts: tuple[int, int] = (1, 1)
     # What a bug of torch blocks, and which.
     blocked: dict[str, str] = field(default_factory=dict)
     # More arguments for opcheck, which cover every pair of levels of two of them.
@@ -458,6 +460,7 @@ OPS = (
         whitened,
         reduction_samples(),
         namesake=lambda input, **_: torch.nn.functional.layer_norm(input, input.shape[-1:]).to(input.dtype),
+        parts=(2, 5),  # moments and spreads
     ),
     Op(
         "loss_normalizer",
