@@ -98,7 +98,7 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
 
 Tensor fused(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const CrossEntropyOptions& options,
              at::ScalarType type) {
-  if (input.requires_grad() && at::GradMode::is_enabled()) {
+  if (wants_grad(input)) {
     return CrossEntropyFunction::apply(input, target, mask, options, type);
   }
   const at::AutoDispatchBelowADInplaceOrView below;

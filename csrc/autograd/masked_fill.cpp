@@ -72,7 +72,7 @@ bool composed(const Tensor& input, const Value& value) {
 template <class Value>
 bool wants_grad(const Tensor& input, const Value& value) {
   const auto* tensor = tensor_or_null(value);
-  return at::GradMode::is_enabled() && (input.requires_grad() || (tensor != nullptr && tensor->requires_grad()));
+  return masked_loss::wants_grad(input) || (tensor != nullptr && masked_loss::wants_grad(*tensor));
 }
 
 template <class Value>

@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 namespace masked_loss {
@@ -19,6 +20,11 @@ inline bool is_batched(const at::Tensor& tensor) {
 inline bool has_tangent(const at::Tensor& tensor) { return tensor._fw_grad(/*level=*/0).defined(); }
 
 inline bool has_tangent(const std::optional<at::Tensor>& tensor) { return tensor && has_tangent(*tensor); }
+
+// Whether a backward pass for it has to be recorded.
+inline bool wants_grad(const at::Tensor& tensor) { return tensor.requires_grad() && at::GradMode::is_enabled(); }
+
+inline bool wants_grad(const std::optional<at::Tensor>& tensor) { return tensor && wants_grad(*tensor); }
 
 // Whether an op has kernels of ours for the device of a tensor; others (MPS, XPU, ...) run the composite.
 inline bool has_kernel(const c10::OperatorHandle& op, const at::Tensor& tensor) {

@@ -73,10 +73,6 @@ struct PointwiseFunction : Function<PointwiseFunction> {
   }
 };
 
-bool wants_grad(const OptionalTensor& tensor) {
-  return tensor && tensor->requires_grad() && at::GradMode::is_enabled();
-}
-
 Tensor pointwise(const PointwiseCall& public_call) {
   static const auto forward = PointwiseForward::find(PointwiseForward::name);
   const auto call = resolve_pointwise(public_call);

@@ -140,8 +140,6 @@ struct WhitenFunction : Function<WhitenFunction> {
   }
 };
 
-bool wants_grad(const Tensor& input) { return input.requires_grad() && at::GradMode::is_enabled(); }
-
 struct Differentiable {
   static Tensor sum(const Tensor& input, const OptionalTensor& mask, const ReductionOptions& options, bool is_mean) {
     return SumFunction::apply(input, mask, options, is_mean);

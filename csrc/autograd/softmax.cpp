@@ -61,8 +61,6 @@ struct LogsumexpFunction : Function<LogsumexpFunction> {
   }
 };
 
-bool wants_grad(const Tensor& input) { return input.requires_grad() && at::GradMode::is_enabled(); }
-
 // The inner op `Forward` by whichever way is right for the input.
 template <class Forward, class Function, auto composite, class Slices>
 Tensor forward(const Tensor& input, const OptionalTensor& mask, const Slices& slices) {
