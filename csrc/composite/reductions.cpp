@@ -26,7 +26,9 @@ Tensor without_dims(const Tensor& reduced, at::IntArrayRef dim, bool keepdim) {
 }
 
 Tensor finished(const Tensor& value, const Tensor& input, at::IntArrayRef dim, bool keepdim) {
-  return without_dims(value, dim, keepdim).to(input.scalar_type());
+  const auto reduced = without_dims(value, dim, keepdim);
+  // Below autograd an op must not return its input, as Tensor::to may.
+  return reduced.scalar_type() == input.scalar_type() ? reduced : reduced.to(input.scalar_type());
 }
 
 // What sums of squares are divided by: variances are 0 of nothing, NaN of no more elements than the correction.
