@@ -1,4 +1,4 @@
-# make demo | test | bench | lint: each sets up what it needs, once. `make help` lists all targets.
+# make demo | test | bench | lint: each sets up what it needs, once. `make help` lists the usual ones.
 #
 # PYTHON=/path names another interpreter: if it has torch it is used as it is, and gets what it lacks; if not, it is
 # what makes .venv, as python3 does by default.
@@ -94,7 +94,7 @@ test-cuda: setup
 	@$(PY) tools/test_cuda.py $(PYTEST_ARGS)
 
 bench-cuda: setup
-	@architecture=$$($(PY) tools/test_cuda.py --require) && \
+	@architecture=$$($(PY) tools/test_cuda.py --require) && rm -f $(STATE)/built && \
 	  TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-$$architecture} $(MAKE) --no-print-directory build
 	@$(PY) benchmarks/run_cuda.py $(BENCH_ARGS)
 

@@ -134,7 +134,8 @@ def link_to_torch(app: Sphinx, env: object, node: pending_xref, content: nodes.E
     name = node.get("reftarget", "")
     if not name.startswith("torch.") or node.get("reftype") not in ("func", "class"):
         return None
-    address = f"https://docs.pytorch.org/docs/stable/generated/{name}.html"
+    pages = {"torch.Tensor": "tensors", "torch.dtype": "tensor_attributes", "torch.device": "tensor_attributes"}
+    address = f"https://docs.pytorch.org/docs/stable/{pages.get(name, f'generated/{name}')}.html"
     return nodes.reference("", "", content, internal=False, refuri=address)
 
 

@@ -91,6 +91,7 @@ def try_mutant(index, mutant, tests, include):
             "row_plan_kernel": "RowPlan*",
             "masked_fill_kernel": "MaskedFill*",
             "pointwise_kernel": "Pointwise*",
+            "reductions_kernel": "Moments*:Spread*",
             "softmax_kernel": "Softmax*",
         }
         command = [*fixed, str(linked), "--gtest_brief=1", f"--gtest_filter={name.get(path.stem, '*')}"]

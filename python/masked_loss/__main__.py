@@ -44,8 +44,8 @@ def arguments() -> argparse.Namespace:
     inspect.add_argument("--picture", type=Path, help="where to draw (default: beside the batch, as a .png)")
     inspect.add_argument("--no-picture", action="store_true", help="draw nothing")
     chosen = parser.parse_args()
-    if not (chosen.info or chosen.cmake_dir or chosen.library or chosen.command):
-        parser.error("expected inspect, --info, --cmake-dir, --library or --version")
+    if (chosen.info or chosen.cmake_dir or chosen.library) == bool(chosen.command):
+        parser.error("expected one of inspect, --info, --cmake-dir, --library and --version")
     return chosen
 
 

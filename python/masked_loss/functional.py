@@ -114,7 +114,8 @@ def cross_entropy(
         promote to (float32 for half types under autocast).
 
     Raises:
-        IndexError: a kept target is outside ``[0, C)``.
+        IndexError: a kept target is outside ``[0, C)``; on a GPU its loss is NaN instead, unless
+            ``MASKED_LOSS_CHECK=1`` is in the environment.
         TypeError: a wrong dtype, such as a float mask.
         ValueError: an argument outside its range.
         RuntimeError: a wrong shape or device.

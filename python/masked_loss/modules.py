@@ -278,7 +278,7 @@ class BCELoss(_PointwiseLoss):
     """:func:`masked_loss.binary_cross_entropy` as a module.
 
     Args:
-        weight: as in the function; kept as buffers.
+        weight: as in the function; kept as a buffer.
         reduction: as in the function.
 
     >>> import torch

@@ -290,7 +290,8 @@ def binary_cross_entropy(
         as :func:`mse_loss`.
 
     Raises:
-        ValueError: a kept ``input`` outside [0, 1]; the message names its position.
+        ValueError: a kept ``input`` outside [0, 1]; the message names its position. On a GPU its loss is NaN instead,
+            unless ``MASKED_LOSS_CHECK=1`` is in the environment.
         TypeError, ValueError, RuntimeError: as :func:`mse_loss`.
 
     >>> binary_cross_entropy(torch.tensor([0.5, 7.0]), torch.tensor([1.0, 1.0]), torch.tensor([True, False]))
@@ -434,7 +435,8 @@ def gaussian_nll_loss(
         as :func:`mse_loss`.
 
     Raises:
-        ValueError: a kept variance below 0; the message names its position.
+        ValueError: a kept variance below 0; the message names its position. On a GPU its loss is NaN instead, unless
+            ``MASKED_LOSS_CHECK=1`` is in the environment.
         TypeError, ValueError, RuntimeError: as :func:`mse_loss`.
 
     Source: Nix and Weigend 1994.

@@ -1,4 +1,4 @@
-// The public functions on a GPU, where there is one: the same results as on the CPU.
+// Functions of each way of calling kernels, on a GPU, where there is one: the same results as on the CPU.
 #include <ATen/Context.h>
 #include <masked_loss/masked_loss.h>
 

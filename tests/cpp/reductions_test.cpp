@@ -24,7 +24,7 @@ TEST(MomentsOfParts, MergeAsTheWhole) {
   EXPECT_EQ(whole.count, 5);
   EXPECT_DOUBLE_EQ(whole.first, 27.0 / 5);
   EXPECT_DOUBLE_EQ(whole.second, 4 + 16 + 25 + 49 + 81 - 27.0 * 27 / 5);
-  EXPECT_DOUBLE_EQ(merge<1>({2, 6.0, 0}, {3, 21.0, 0}).first, 27);
+  EXPECT_DOUBLE_EQ(merge<1>(Moments{2, 6.0, 0}, Moments{3, 21.0, 0}).first, 27);
   EXPECT_EQ(merge<2>(Moments(), second).first, 7);
   EXPECT_EQ(merge<2>(first, Moments()).second, 2);
 }

@@ -59,6 +59,7 @@ class Emulation:
 CPU_ALONE = {
     "test_cross_entropy.py::test_every_instruction_set": "of the CPU's kernels",
     "test_cross_entropy.py::test_huge_pages": "of the CPU's memory",
+    "test_pointwise.py::test_every_instruction_set": "of the CPU's kernels",
     "test_softmax.py::test_every_instruction_set": "of the CPU's kernels",
     "test_softmax.py::test_huge_pages": "of the CPU's memory",
     "test_reductions.py::test_every_instruction_set": "of the CPU's kernels",

@@ -25,3 +25,10 @@ def test_a_benchmark_runs(family, tmp_path):
         assert row["ratio"] > 0
         assert row["case"] in done.stdout
     assert family != "cross_entropy" or (tmp_path / "cross_entropy_cpu.png").stat().st_size > 10_000
+
+
+def test_the_benchmark_of_a_gpu_runs(tmp_path):
+    options = ["--device", "cpu", "--tiny", "--output", tmp_path]
+    subprocess.run([sys.executable, BENCHMARKS / "run_cuda.py", *options], capture_output=True, check=True)
+    (output,) = tmp_path.glob("cuda_*.json")
+    assert {row["case"].split()[0] for row in json.loads(output.read_text())["rows"]} >= {"softmax", "masked_mean"}

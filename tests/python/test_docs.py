@@ -88,6 +88,6 @@ def test_every_header_is_in_the_reference():
 
 def test_every_page_is_in_the_index():
     pages = {page.stem for page in DOCS.iterdir() if page.suffix in (".md", ".rst")} - {"index"}
-    assert set(blocks(DOCS / "index.md", "python")) and pages == set(
+    assert pages == set(
         re.search(r"\{toctree\}\n:.*?\n\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)[1].split()
     )

@@ -261,9 +261,10 @@ def test_error_of_files(tmp_path, call):
     missing = tmp_path / "none.pt"
     assert call("inspect", missing) == (2, "", f"inspect: {missing}: there is no such file\n")
     text = tmp_path / "text.pt"
-    text.write_text("logits")
-    with pytest.raises(_inspect.BatchError, match=r"^expected a file of torch.save that .*, got UnpicklingError$"):
-        _inspect.read(text)
+    for written, error in (("logits", "UnpicklingError"), ("batch", "IndexError")):
+        text.write_text(written)
+        with pytest.raises(_inspect.BatchError, match=rf"^expected a file of torch.save that .*, got {error}$"):
+            _inspect.read(text)
     with pytest.raises(
         _inspect.BatchError, match=r"weights_only=True\) takes, got UnpicklingError \(Unsupported .*Foreign"
     ):
@@ -293,7 +294,20 @@ def test_build_information(call):
 def test_nothing_asked(call):
     status, printed, said = call()
     assert (status, printed) == (2, "")
-    assert "expected inspect, --info, --cmake-dir, --library or --version" in said
+    assert "expected one of inspect, --info, --cmake-dir, --library and --version" in said
+
+
+def test_two_things_asked(call):
+    status, printed, said = call("--info", "inspect", "batch.pt")
+    assert (status, printed) == (2, "")
+    assert "expected one of inspect, --info, --cmake-dir, --library and --version" in said
+
+
+def test_a_picture_that_cannot_be_drawn(tmp_path, call):
+    status, printed, said = call("inspect", saved(tmp_path, batch()), "--picture", tmp_path / "batch.nothing")
+    assert status == 0
+    assert "effective normalizer" in printed
+    assert said.startswith("no picture: ")
 
 
 def test_inspect_is_imported_when_it_is_asked_for():

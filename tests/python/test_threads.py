@@ -178,6 +178,21 @@ def long_masked_fill_():
     return lambda: [masked_loss.masked_fill_(x, mask, 1) for _ in range(10)]
 
 
+def long_mse_loss():
+    x, target = torch.randn(2, 2 * 10**7)
+    return lambda: [masked_loss.mse_loss(x, target) for _ in range(5)]
+
+
+def long_softmax():
+    x = torch.randn(1000, 20_000)
+    return lambda: [masked_loss.softmax(x) for _ in range(5)]
+
+
+def long_masked_mean():
+    x = torch.randn(1000, 20_000)
+    return lambda: [masked_loss.masked_mean(x, None) for _ in range(10)]
+
+
 @pytest.mark.parametrize(
     "long",
     [
@@ -188,6 +203,9 @@ def long_masked_fill_():
         long_check_targets,
         long_masked_fill,
         long_masked_fill_,
+        long_mse_loss,
+        long_softmax,
+        long_masked_mean,
     ],
 )
 def test_other_threads_run_during_a_call(long, threads):
