@@ -1,5 +1,4 @@
 #include <ATen/SavedTensorHooks.h>
-#include <ATen/TensorOperators.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>

@@ -30,6 +30,9 @@ c10::SymDimVector sym_row_sizes(const RowArguments& rows);
 // Each checks its arguments, on shapes that may be symbolic and never on values, and returns them resolved.
 RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                                  const CrossEntropyOptions& options);
+// Of the inner ops: class probabilities are in the input's dtype.
+RowArguments check_cross_entropy_operands(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                                          const CrossEntropyOptions& options);
 RowArguments check_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                                           const Tensor& softmax, const OptionalTensor& mask,
                                           const CrossEntropyOptions& options);

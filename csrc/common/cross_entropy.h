@@ -10,7 +10,7 @@ namespace masked_loss {
 struct ClassSums {
   double logits = 0;         // sum of the weights times x_c
   double weight = 0;         // sum of the weights
-  std::int64_t classes = 0;  // how many are allowed; of class probabilities, how many are positive and not allowed
+  std::int64_t classes = 0;  // allowed ones; of class probabilities, not 0 where one is positive and not allowed
 
   MASKED_LOSS_HD ClassSums operator+(const ClassSums& other) const {
     return {logits + other.logits, weight + other.weight, classes + other.classes};
@@ -62,12 +62,6 @@ MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> so
   return cross_entropy_loss(row, softmax, log_sum, target.classes == 0, A(weighted_cost(target, softmax, log_sum)));
 }
 
-template <class A>
-MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> softmax, A target_logit,
-                                    bool target_allowed) {
-  return cross_entropy_loss(row, softmax, std::log(softmax.sum), target_logit, target_allowed);
-}
-
 // The gradient of a class is probability * p_c - smoothing * w_c, less target where it is the target, or less
 // target * w_c q_c.
 template <class A>
@@ -86,11 +80,6 @@ MASKED_LOSS_HD CrossEntropyGradient<A> cross_entropy_gradient(const CrossEntropy
   // Fast exponentials lose NaN; a row without a finite log-sum-exp gets it from here.
   if (!std::isfinite(lse)) probability = std::numeric_limits<A>::quiet_NaN();
   return {row.coefficient * probability, row.coefficient * row.share(), row.coefficient * target};
-}
-
-template <class A>
-MASKED_LOSS_HD CrossEntropyGradient<A> cross_entropy_gradient(const CrossEntropyRow<A>& row, A lse) {
-  return cross_entropy_gradient(row, lse, row.target_weight);
 }
 
 enum class CrossEntropyMode { Forward, ForwardGrad, Backward };

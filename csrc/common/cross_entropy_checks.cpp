@@ -1,5 +1,7 @@
 #include "argument_checks.h"
 
+#include <limits>
+
 namespace masked_loss {
 
 namespace {
@@ -22,15 +24,13 @@ void check_probabilities(const char* op, const Tensor& target, c10::SymIntArrayR
   check_layout(op, "target", target);
   const auto sizes = target.sym_sizes();
   TORCH_CHECK_TYPE(sizes.size() == input_sizes.size(), op,
-                   ": expected target of dtype int64, int32 or uint8 (class "
-                   "indices), or of the input's shape, ",
+                   ": expected target of dtype int64, int32 or uint8 (class indices), or of the input's shape, ",
                    input_sizes, " (class probabilities), got ", target.scalar_type(), " of shape ", sizes);
   for (std::size_t d = 0; d < sizes.size(); ++d) {
     TORCH_SYM_CHECK(sizes[d].sym_eq(input_sizes[d]), op,
-                    ": expected target of class probabilities of the input's "
-                    "shape, ",
-                    input_sizes, ", got ", sizes);
+                    ": expected target of class probabilities of the input's shape, ", input_sizes, ", got ", sizes);
   }
+  check_weight_dtype(op, "target", target, " (class probabilities)");
   for (const auto id : ignore_index) {
     TORCH_CHECK_VALUE(id < 0, op, ": expected no ignore_index with class probabilities, which have no index, got ", id,
                       "; positions are left out by mask=");
@@ -129,6 +129,15 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
   return arguments;
 }
 
+RowArguments check_cross_entropy_operands(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                                          const CrossEntropyOptions& options) {
+  const auto arguments = check_cross_entropy(input, target, mask, options);
+  TORCH_CHECK_TYPE(!arguments.probabilities || target.scalar_type() == input.scalar_type(), arguments.op,
+                   "'s inner ops: expected class probabilities of the input's dtype, ", input.scalar_type(), ", got ",
+                   target.scalar_type());
+  return arguments;
+}
+
 at::DimVector row_sizes(const RowArguments& rows) {
   const auto sizes = rows.target.sizes();
   return rows.probabilities ? without<at::DimVector>(sizes, rows.dim) : at::DimVector(sizes.begin(), sizes.end());
@@ -143,7 +152,7 @@ c10::SymDimVector sym_row_sizes(const RowArguments& rows) {
 RowArguments check_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                                           const Tensor& softmax, const OptionalTensor& mask,
                                           const CrossEntropyOptions& options) {
-  const auto arguments = check_cross_entropy(input, target, mask, options);
+  const auto arguments = check_cross_entropy_operands(input, target, mask, options);
   const auto rows = row_sizes(arguments);
   auto sizes = rows;
   sizes.push_back(2);

@@ -36,10 +36,6 @@ CrossEntropyWork<T, Accumulation<T>> make_cross_entropy_work(const RowView<Accum
   }
   if (rows.arguments.probabilities) {
     const auto& target = rows.arguments.target;
-    TORCH_CHECK_TYPE(target.scalar_type() == input.scalar_type(),
-                     "_cross_entropy: expected class probabilities of the "
-                     "input's dtype, ",
-                     input.scalar_type(), ", got ", target.scalar_type());
     work.probabilities = static_cast<const T*>(target.const_data_ptr());
     work.probabilities_stride = class_stride(target, dim);
     strides[3] = row_strides(target, dim);

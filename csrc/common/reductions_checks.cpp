@@ -29,10 +29,18 @@ void check_spread(const Tensor& scale, const OptionalTensor& input, const Option
                   at::ScalarType type) {
   constexpr auto op = "_masked_spread";
   TORCH_CHECK(input.has_value() == mean.has_value(), op, ": expected input and mean, or neither, got one");
-  check_trailing(op, "scale", "sizes", sizes, scale.sym_sizes());
-  if (mean) check_trailing(op, "mean", "sizes", sizes, mean->sym_sizes());
-  if (offset) check_trailing(op, "offset", "sizes", sizes, offset->sym_sizes());
-  if (mask) check_trailing(op, "mask", "sizes", sizes, mask->sym_sizes());
+  TORCH_CHECK_TYPE(at::isFloatingType(type), op, ": expected a floating dtype, got ", type);
+  const auto check = [&](const char* name, const OptionalTensor& tensor) {
+    if (!tensor) return;
+    check_beside(op, name, *tensor, "scale", scale);
+    check_trailing(op, name, "sizes", sizes, tensor->sym_sizes());
+  };
+  check("scale", scale);
+  check("input", input);
+  check("mean", mean);
+  check("offset", offset);
+  check("mask", mask);
+  if (mask) check_mask_dtype(op, "mask", *mask, "");
 }
 
 }  // namespace masked_loss

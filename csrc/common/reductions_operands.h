@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "checks.h"
 #include "reductions_work.h"
 #include "strides.h"

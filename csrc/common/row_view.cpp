@@ -4,6 +4,9 @@
 #include <ATen/ops/zeros.h>
 #include <masked_loss/masks.h>
 
+#include <algorithm>
+#include <limits>
+
 #include "strides.h"
 
 namespace masked_loss {

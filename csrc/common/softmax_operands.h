@@ -30,25 +30,26 @@ struct SoftmaxOperands {
   SoftmaxWork<T, A> work() const {
     SoftmaxWork<T, A> work{};
     std::array<at::DimVector, 4> strides;
-    const auto line = [&](const Tensor& tensor, int operand, std::int64_t& stride) -> void* {
+    const auto line = [&](const Tensor& tensor, int operand, std::int64_t& stride) -> const void* {
       stride = 1;
       if (!tensor.defined()) return nullptr;
       strides[operand] = row_strides(tensor, dim);
       stride = class_stride(tensor, dim);
-      return tensor.data_ptr();
+      return tensor.const_data_ptr();
     };
     work.classes = input.size(dim);
     work.queries = causal ? input.size(-2) : 0;
     if (work.queries > 0) work.by_queries = Quotient(work.queries);
     work.input = static_cast<const T*>(line(input, 0, work.input_stride));
     work.grad = static_cast<const T*>(line(grad, 1, work.grad_stride));
-    work.result = static_cast<T*>(line(result, 2, work.result_stride));
+    line(result, 2, work.result_stride);
+    if (result.defined()) work.result = static_cast<T*>(result.mutable_data_ptr());
     work.mask = static_cast<const bool*>(line(mask.value_or(Tensor()), 3, work.mask_stride));
     at::DimVector sizes(input.sizes());
     sizes.erase(sizes.begin() + dim);
     work.rows = make_rows<4>(sizes, strides);
-    if (reduced.defined()) work.reduced = static_cast<A*>(reduced.data_ptr());
-    if (row_grad.defined()) work.row_grad = static_cast<const A*>(row_grad.data_ptr());
+    if (reduced.defined()) work.reduced = static_cast<A*>(reduced.mutable_data_ptr());
+    if (row_grad.defined()) work.row_grad = static_cast<const A*>(row_grad.const_data_ptr());
     return work;
   }
 };

@@ -58,16 +58,25 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
     weight = weight * given;
   }
   weight = at::where(keep, weight, zero(weight));
-  Tensor index;
+  Tensor index, outside;
   if (!rows.probabilities) {
     const auto target = rows.target.to(at::kLong);
-    index = at::where(keep, target, zero(target));
+    Tensor inside = keep;
+    if (rows.classes && target.is_cuda()) {
+      // As in the kernels: a gather there would end the process's use of the device.
+      outside = keep.logical_and(target.lt(0).logical_or(target.ge(*rows.classes)));
+      inside = keep.logical_and(outside.logical_not());
+    }
+    index = at::where(inside, target, zero(target));
   }
   Tensor counted = weight;
   if (rows.weight && !rows.probabilities) {
     counted = at::where(keep, counted * gather_weight(rows.weight->to(accumulation), index), zero(counted));
   }
   auto [kept, coefficient] = composite_coefficient(keep, weight, counted, reduction, normalizer);
+  if (outside.defined()) {
+    coefficient = at::where(outside, at::full_like(coefficient, std::numeric_limits<double>::quiet_NaN()), coefficient);
+  }
   return {kept, index, coefficient};
 }
 
@@ -89,8 +98,10 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
     logits = at::where(excluded, at::full_like(logits, -std::numeric_limits<double>::infinity()), logits);
   }
   if (input.sym_size(dim).sym_eq(0).guard_bool(__FILE__, __LINE__)) {
-    return composite_reduce(zero(plan.coefficient), plan.keep, plan.coefficient,
-                            options.reduction);  // no class, so no row is kept
+    // No class, so no row is kept: zeros that stay attached to the graph.
+    auto none = rows.probabilities ? logits * target.to(accumulation) : logits;
+    if (rows.weight) none = none * classes_over(rows.weight->to(accumulation), dim, rank);
+    return composite_reduce(none.sum(dim), plan.keep, plan.coefficient, options.reduction);
   }
   // Not at::logsumexp: its forward derivative cannot be differentiated again, and large logits would lose digits.
   const auto max = logits.detach().amax(dim, /*keepdim=*/true);
@@ -205,7 +216,8 @@ Tensor check_targets_batched(const Tensor& target, c10::SymInt num_classes, cons
   const auto rows = check_check_targets(target, num_classes, mask, ignore_index);
   const auto plan = composite_plan(rows, Reduction::None, std::nullopt, at::kFloat);
   const auto zeros = at::zeros_symint({num_classes}, target.options());
-  return target + zeros.gather(0, plan.index.reshape({-1})).view_as(target);
+  const auto index = at::where(plan.keep, target, zero(target)).to(at::kLong);
+  return target + zeros.gather(0, index.reshape({-1})).view_as(target);
 }
 
 }  // namespace

@@ -74,12 +74,13 @@ A max_of(const A* x, std::int64_t n) {
   return max_lanes(larger(larger(max0, max1), larger(max2, max3)));
 }
 
-// Σ exp(x - max); with Store, each of them goes to `out`. `ahead` is what is read next, of `step` bytes for each vector
-// here: it is fetched while the exponentials keep the core busy.
+// Σ exp(x - max); with Store, each of them goes to `out`. `ahead` and `also` are what is read next, of `step` bytes for
+// each vector here: it is fetched while the exponentials keep the core busy.
 template <bool Store, class A>
-A exp_sum(const A* x, A* out, std::int64_t n, A max, const void* ahead = nullptr, int step = 0) {
+A exp_sum(const A* x, A* out, std::int64_t n, A max, const void* ahead = nullptr, int step = 0,
+          const void* also = nullptr) {
   using V = Vectorized<A>;
-  const char* next = static_cast<const char*>(ahead);
+  const char *next = static_cast<const char*>(ahead), *other = static_cast<const char*>(also);
   const V shift(max);
   V sum0(0), sum1(0);
   std::int64_t i = 0;
@@ -87,6 +88,10 @@ A exp_sum(const A* x, A* out, std::int64_t n, A max, const void* ahead = nullptr
     if (next != nullptr) {
       for (int fetched = 0; fetched < 2 * step; fetched += 64) __builtin_prefetch(next + fetched);
       next += 2 * step;
+    }
+    if (other != nullptr) {
+      for (int fetched = 0; fetched < 2 * step; fetched += 64) __builtin_prefetch(other + fetched);
+      other += 2 * step;
     }
     const V e0 = exp_of_negative(V::loadu(x + i) - shift), e1 = exp_of_negative(V::loadu(x + i + V::size()) - shift);
     if constexpr (Store) {

@@ -1,5 +1,4 @@
 #include <ATen/Dispatch.h>
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/SmallBuffer.h>
 #include <torch/library.h>
@@ -131,7 +130,7 @@ double run(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode, const Plan
 // -> loss [N, ...] or 0-d, in the accumulation dtype
 Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                const CrossEntropyOptions& options, CrossEntropyMode mode, Tensor* softmax, Tensor* gradient) {
-  const auto arguments = check_cross_entropy(input, target, mask, options);
+  const auto arguments = check_cross_entropy_operands(input, target, mask, options);
   const auto accumulation = input.options().dtype(accumulation_type(input.scalar_type()));
   const bool reduced = options.reduction != Reduction::None;
   Tensor loss = at::empty(reduced ? at::DimVector() : row_sizes(arguments), accumulation);

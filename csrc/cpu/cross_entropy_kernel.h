@@ -29,8 +29,8 @@ template <class T, class A>
 struct CrossEntropyKernel {
   using Work = CrossEntropyWork<T, A>;
 
-  // Works on the rows [begin, end); `scratch` holds scratch_size(work) elements. Of the work, index, coefficient and
-  // loss are those of these rows alone; in the steps below, of all rows.
+  // Works on the rows [begin, end); `scratch` holds scratch_size(work, mode) elements. Of the work, index, coefficient
+  // and loss are those of these rows alone; in the steps below, of all rows.
   void (*run)(const Work& work, CrossEntropyMode mode, std::int64_t begin, std::int64_t end, A* scratch);
   std::int64_t (*scratch_size)(const Work& work, CrossEntropyMode mode);
   std::int64_t (*rows_at_once)(const Work& work);  // of which there should be whole multiples in [begin, end)

@@ -23,7 +23,8 @@ ClassSums class_sums(const A* x, const A* probabilities, const A* weight, const 
     V term = (v - shift) * w;
     if (allowed != nullptr) {
       if (probabilities != nullptr) {
-        not_allowed = larger(select(allowed + i, zero, V::loadu(probabilities + i, lanes), lanes), not_allowed);
+        const V excluded = select(allowed + i, zero, V::loadu(probabilities + i, lanes), lanes);
+        not_allowed = V::blendv(not_allowed, one, excluded > zero);
       }
       term = select(allowed + i, term, zero, lanes);
       w = select(allowed + i, w, zero, lanes);
@@ -120,8 +121,9 @@ class RowKernel {
       }
       constexpr int step = Vectorized<A>::size() * sizeof(T);
       const T* ahead = logits_ + i + n;
-      const A sum = kept == nullptr ? exp_sum<false>(block, kept, n, max, ahead, step)
-                                    : exp_sum<true>(block, kept, n, max, ahead, step);
+      const T* also = at_or_null(probabilities_, i + n);
+      const A sum = kept == nullptr ? exp_sum<false>(block, kept, n, max, ahead, step, also)
+                                    : exp_sum<true>(block, kept, n, max, ahead, step, also);
       blocks[b].softmax = {max, sum};
     }
   }
@@ -214,6 +216,7 @@ class RowKernel {
   }
 
   ClassSums sum_weights() const {
+    if (allowed_ == nullptr && work_.weight == nullptr) return {0, double(work_.classes), work_.classes};
     ClassSums smoothing;
     for (std::int64_t c = 0; c < work_.classes; ++c) {
       if (allowed_ != nullptr && !allowed_[c]) continue;

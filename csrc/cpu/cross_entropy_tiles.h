@@ -174,7 +174,8 @@ class TileKernel {
   }
 
   Block load_probabilities(std::int64_t c, std::int64_t n) {
-    return load(work_.probabilities, 3, work_.probabilities_stride, c, n, probabilities_, /*in_place=*/true);
+    // Past the cache what is written may begin within a vector, and so reads on behind the last lane.
+    return load(work_.probabilities, 3, work_.probabilities_stride, c, n, probabilities_, /*in_place=*/!past_cache_);
   }
 
   // Classes [c, c + n) of an operand as A: in place where that can be, or in `tile`. Nothing is made of what masked
@@ -285,7 +286,7 @@ class TileKernel {
   void sum_classes(std::int64_t c, std::int64_t n, const Block& block, const Block* probabilities, ClassSums* sums) {
     for_lanes([&](std::int64_t w) {
       const V shift = V::loadu(max_ + w), zero(0);
-      V logits = zero, weights = zero, classes = zero, not_allowed = zero;
+      V logits = zero, weights = zero, classes = zero, not_allowed = zero;  // the last 1 where one is positive
       for (std::int64_t i = 0; i < n; ++i) {
         V weight(work_.weight == nullptr ? A(1) : work_.weight[c + i]), counted(1);
         if (probabilities != nullptr) weight = weight * probabilities->at(i, w);
@@ -294,7 +295,8 @@ class TileKernel {
           bool allows[V::size()];
           for (int l = 0; l < V::size(); ++l) allows[l] = w + l < count_ && allowed(w + l, c + i);
           if (probabilities != nullptr) {
-            not_allowed = larger(select(allows, zero, probabilities->at(i, w)), not_allowed);
+            const V excluded = select(allows, zero, probabilities->at(i, w));
+            not_allowed = V::blendv(not_allowed, V(1), excluded > zero);
           }
           term = select(allows, term, zero);
           weight = select(allows, weight, zero);
@@ -316,6 +318,10 @@ class TileKernel {
   }
 
   void sum_weights(std::int64_t w) {
+    if (work_.class_mask == nullptr && work_.weight == nullptr) {
+      smoothing_[w] = {0, double(work_.classes), work_.classes};
+      return;
+    }
     for (std::int64_t c = 0; c < work_.classes; ++c) {
       if (allowed(w, c))
         smoothing_[w] = smoothing_[w] + ClassSums{0, work_.weight == nullptr ? 1.0 : double(work_.weight[c]), 1};

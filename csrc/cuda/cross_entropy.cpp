@@ -1,26 +1,14 @@
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include "common/cross_entropy_work.h"
 #include "cuda/cross_entropy_kernel.h"
+#include "cuda/dispatch.h"
 #include "cuda/row_plan.h"
 #include "cuda/stream.h"
 
 namespace masked_loss::cuda {
 namespace {
-
-template <class Body>
-void dispatch(at::ScalarType type, const Body& body) {
-  switch (type) {
-    case at::kFloat: return body(float{});
-    case at::kDouble: return body(double{});
-    case at::kBFloat16: return body(__nv_bfloat16{});
-    default: return body(__half{});
-  }
-}
 
 // A call's kernels, once its tensors are there.
 template <class T>
@@ -57,7 +45,7 @@ class Run {
       call_.order = plan.order.template const_data_ptr<std::int64_t>();
       call_.kept = plan.kept.template const_data_ptr<std::int64_t>();
     }
-    if (regime_.kind == CrossEntropyRegime::Slices) {
+    if (regime_.kind == CrossEntropyRegime::Slices && mode_ != CrossEntropyMode::Backward) {
       const auto bytes = work.rows.count * regime_.slices * static_cast<std::int64_t>(sizeof(RowPart<A>));
       parts = at::empty({bytes}, plan.index.options().dtype(at::kByte));
       call_.parts = reinterpret_cast<RowPart<A>*>(parts.data_ptr<std::uint8_t>());
@@ -75,14 +63,14 @@ class Run {
 // -> loss [N, ...] or 0-d, in the accumulation dtype
 Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                const CrossEntropyOptions& options, CrossEntropyMode mode, Tensor* softmax, Tensor* gradient) {
-  const auto arguments = check_cross_entropy(input, target, mask, options);
+  const auto arguments = check_cross_entropy_operands(input, target, mask, options);
   const OnDevice on(input);
   const auto device = on.device();
   const auto accumulation = input.options().dtype(accumulation_type(input.scalar_type()));
   Tensor loss = at::empty(row_sizes(arguments), accumulation), states;
   if (softmax != nullptr) states = *softmax = at::empty(softmax_sizes(arguments), accumulation);
   if (gradient != nullptr) *gradient = at::empty_like(input);
-  dispatch(input.scalar_type(), [&](auto t) {
+  dispatch(input.scalar_type(), [&](auto t, auto) {
     using A = Accumulation<decltype(t)>;
     const RowView<A> view(arguments);
     Run<decltype(t)> run(view, input, options, mode, gradient, device);
@@ -109,7 +97,7 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
   const auto accumulation = accumulation_type(input.scalar_type());
   const auto states = softmax.to(accumulation).contiguous();
   const auto gradient = at::empty_like(input);
-  dispatch(input.scalar_type(), [&](auto t) {
+  dispatch(input.scalar_type(), [&](auto t, auto) {
     const RowView<Accumulation<decltype(t)>> view(arguments);
     Run<decltype(t)> run(view, input, options, CrossEntropyMode::Backward, &gradient, device);
     const auto plan = make_row_plan(view,
@@ -131,7 +119,7 @@ void scale_gradient_(Tensor& gradient, const Tensor& grad) {
   const auto device = on.device();
   Tensor dense = gradient.is_non_overlapping_and_dense() ? gradient : gradient.contiguous();
   const auto by = grad.to(accumulation_type(gradient.scalar_type()));
-  dispatch(gradient.scalar_type(), [&](auto t) {
+  dispatch(gradient.scalar_type(), [&](auto t, auto) {
     using T = decltype(t);
     scale_gradient(static_cast<T*>(dense.mutable_data_ptr()), dense.numel(),
                    by.template const_data_ptr<Accumulation<T>>(), device.multiprocessors, device.stream);

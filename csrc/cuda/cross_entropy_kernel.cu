@@ -270,13 +270,17 @@ struct PackGroup {
     }
   }
 
-  // What the weights of the allowed classes of a whole row add up to.
-  __device__ __forceinline__ void sum_weights(std::int64_t r) {
+  // What a whole row adds up to, without its logits.
+  __device__ __forceinline__ void sum_row(std::int64_t r) {
     const auto& work = call.work;
     const auto offsets = work.rows.offsets(r);
     const bool* row = work.class_mask == nullptr ? nullptr : work.class_mask + offsets[2];
     part = {};
     if (work.label_smoothing == 0 && work.probabilities == nullptr) return;
+    if (row == nullptr && work.weight == nullptr && work.probabilities == nullptr) {
+      part.smoothing = {0, double(work.classes), work.classes};
+      return;
+    }
     for (std::int64_t c = lane; c < work.classes; c += kLanes) {
       if (row != nullptr && !row[c]) continue;
       const double weight = work.weight == nullptr ? 1.0 : double(work.weight[c]);
@@ -372,7 +376,7 @@ struct PackGroup {
     const int last = tiles(span) - 1;
     const bool has_probabilities = kProbabilities && span.probabilities != nullptr;
     if constexpr (mode == Mode::Backward) {
-      if constexpr (kExtras) sum_weights(r);
+      if constexpr (kExtras) sum_row(r);
       const auto row = describe(work, r, target, kExtras ? part.smoothing : ClassSums{});
       const auto terms = row_terms(row, work.softmax[r], target_sum(row, part, has_probabilities));
       for (int t = 0; t <= last; ++t) {
@@ -456,7 +460,7 @@ __global__ void __launch_bounds__(128) cross_entropy_parts(CrossEntropyCall<T, C
   give_loss(work, r, describe(work, r, target, row.smoothing), row, widen(work.logits[offsets[0] + target]), allowed);
 }
 
-// The softmax of the threads that share a row, all of which get it; `rows` stand beside one another in a block.
+// What the threads that share a row have seen, all of which get it; `rows` stand beside one another in a block.
 template <class A>
 __device__ RowPart<A> reduce_rows(RowPart<A> part, int lanes, int rows, bool rows_first, bool sums) {
   if (lanes == 1) return part;
@@ -586,7 +590,7 @@ constexpr int kSliceOfCluster = 3;  // the shape that a cluster's blocks have, w
 constexpr int kMaxCluster = 8;  // what every GPU with clusters can do
 constexpr int kMaxSlices = 64;  // where rows are few
 constexpr std::int64_t kSliceBytes = 1 << 14;
-constexpr std::int64_t kFewClasses = 128;  // bytes of a row up to which a pack a thread would leave most threads idle
+constexpr std::int64_t kFewBytes = 128;  // bytes of a row up to which a pack a thread would leave most threads idle
 
 template <class T, Mode mode, int shape, class A>
 void run_packs(const CrossEntropyCall<T, A>& call, bool clusters, int multiprocessors, cudaStream_t stream) {
@@ -636,7 +640,7 @@ CrossEntropyRegime pick_cross_entropy_regime(Mode mode, std::int64_t rows, std::
                                              std::int64_t element_bytes, bool beside, int multiprocessors,
                                              bool clusters) {
   const auto bytes = classes * element_bytes;
-  if (!beside || element_bytes > 4 || bytes <= kFewClasses || classes >= (std::int64_t{1} << 31)) {
+  if (!beside || element_bytes > 4 || bytes <= kFewBytes || classes >= (std::int64_t{1} << 31)) {
     CrossEntropyRegime regime{CrossEntropyRegime::Lanes, 0, 1, 1, !beside};
     const auto enough = [&] {
       return beside ? regime.lanes * 8 >= classes || regime.lanes == 32

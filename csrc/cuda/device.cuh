@@ -64,6 +64,9 @@ using emulation::Launch;
 using emulation::launch;
 #endif
 
+// Of the host.
+inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
 constexpr unsigned kWholeWarp = 0xffffffff;
 
 // How an element is computed with: half types as float.

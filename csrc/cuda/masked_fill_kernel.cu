@@ -96,8 +96,6 @@ __global__ void __launch_bounds__(kThreads) fill_elements(MaskedFillWork work) {
   }
 }
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 template <class T, bool in_place>
 void run(const MaskedFillWork& work, int multiprocessors, cudaStream_t stream) {
   const auto grid = [&](std::int64_t blocks) {

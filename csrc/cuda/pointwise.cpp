@@ -2,26 +2,15 @@
 #include <ATen/ops/isnan.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/take.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include "common/pointwise_operands.h"
+#include "cuda/dispatch.h"
 #include "cuda/operands.h"
 #include "cuda/pointwise_kernel.h"
 #include "cuda/stream.h"
 
 namespace masked_loss::cuda {
 namespace {
-
-template <class Body>
-void dispatch(at::ScalarType type, const Body& body) {
-  switch (type) {
-    case at::kFloat: return body(float{}, float{});
-    case at::kDouble: return body(double{}, double{});
-    case at::kBFloat16: return body(__nv_bfloat16{}, float{});
-    default: return body(__half{}, float{});
-  }
-}
 
 void make_walkable(PointwiseCall& call) {
   const at::DimVector shape(call.input.sizes());

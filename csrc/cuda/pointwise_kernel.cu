@@ -275,8 +275,6 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *result = static_cast<A>(divided(sum, divisor));
 }
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 template <class A>
 Elements<A> elements_of(const PointwiseWork<A>& work) {
   Elements<A> elements{

@@ -1,27 +1,16 @@
 #include <ATen/ops/empty.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include <algorithm>
 
 #include "common/masked_fill.h"
 #include "common/reductions_operands.h"
+#include "cuda/dispatch.h"
 #include "cuda/operands.h"
 #include "cuda/reductions_kernel.h"
 #include "cuda/stream.h"
 
 namespace masked_loss::cuda {
 namespace {
-
-template <class Body>
-void dispatch(at::ScalarType type, const Body& body) {
-  switch (type) {
-    case at::kFloat: return body(float{}, float{});
-    case at::kDouble: return body(double{}, double{});
-    case at::kBFloat16: return body(__nv_bfloat16{}, float{});
-    default: return body(__half{}, float{});
-  }
-}
 
 // The dimensions that are kept, in their order, and then the reduced ones, those last whose elements stand closest.
 at::DimVector in_memory_order(const Tensor& input, at::IntArrayRef dims) {

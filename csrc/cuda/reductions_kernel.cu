@@ -388,8 +388,6 @@ __global__ void __launch_bounds__(kThreads) spread_elements(SpreadElements<T> wo
   }
 }
 
-std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // Whether the elements at every place that these rows name begin at multiples of `n` of them.
 template <class T>
 bool are_aligned(const MomentsWork<T>& work, int n, int kept_dims, int reduced_dims) {

@@ -49,8 +49,6 @@ __device__ __forceinline__ V reduce_apart(V value, int lanes, int rows, const Me
   return value;
 }
 
-inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // Blocks that take one row after the other, each by so many `slices`.
 inline unsigned grid(std::int64_t blocks_needed, int multiprocessors, int threads, int slices = 1) {
   // Some waves of blocks: rows cost alike, but blocks of other work may be in the way of some.

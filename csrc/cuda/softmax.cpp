@@ -1,23 +1,12 @@
 #include <ATen/ops/empty_like.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include "common/softmax_inner.h"
+#include "cuda/dispatch.h"
 #include "cuda/softmax_kernel.h"
 #include "cuda/stream.h"
 
 namespace masked_loss::cuda {
 namespace {
-
-template <class Body>
-void dispatch(at::ScalarType type, const Body& body) {
-  switch (type) {
-    case at::kFloat: return body(float{}, float{});
-    case at::kDouble: return body(double{}, double{});
-    case at::kBFloat16: return body(__nv_bfloat16{}, float{});
-    default: return body(__half{}, float{});
-  }
-}
 
 // Whether rows lie beside one another in all operands of elements.
 template <class T, class A>

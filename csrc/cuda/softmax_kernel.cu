@@ -489,8 +489,8 @@ constexpr const auto& shapes() {
   }
 }
 
-constexpr std::int64_t kFewClasses = 128;  // bytes of a row up to which a pack a thread would leave most threads idle
-constexpr int kWalked = 2048;              // classes up to which a warp walks along a row
+constexpr std::int64_t kFewBytes = 128;  // bytes of a row up to which a pack a thread would leave most threads idle
+constexpr int kWalked = 2048;            // classes up to which a warp walks along a row
 
 template <Kind kind>
 int pick_shape(std::int64_t classes) {
@@ -543,7 +543,7 @@ void run_kind(const SoftmaxWork<T, A>& work, bool log, const SoftmaxRegime& regi
 
 SoftmaxRegime pick_softmax_regime(Pass pass, std::int64_t rows, std::int64_t classes, std::int64_t element_bytes,
                                   bool classes_beside, bool rows_beside, int multiprocessors) {
-  if (!classes_beside || element_bytes > 4 || classes * element_bytes <= kFewClasses ||
+  if (!classes_beside || element_bytes > 4 || classes * element_bytes <= kFewBytes ||
       classes >= (std::int64_t{1} << 30)) {
     SoftmaxRegime regime{SoftmaxRegime::Lanes, 0, 1, !classes_beside && rows_beside};
     const auto enough = [&] {

@@ -20,7 +20,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                                    const CrossEntropyOptions& options) {
-  const auto rows = check_cross_entropy(input, target, mask, options);
+  const auto rows = check_cross_entropy_operands(input, target, mask, options);
   const auto type = accumulation_type(input.scalar_type());
   auto softmax = sym_row_sizes(rows);
   softmax.push_back(2);
@@ -29,13 +29,13 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& target, co
 
 std::tuple<Tensor, Tensor> forward_grad(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                                         const CrossEntropyOptions& options) {
-  const auto rows = check_cross_entropy(input, target, mask, options);
+  const auto rows = check_cross_entropy_operands(input, target, mask, options);
   return {empty_loss(input, rows, options.reduction, accumulation_type(input.scalar_type())), at::empty_like(input)};
 }
 
 Tensor backward(const Tensor&, const Tensor& input, const Tensor& target, const Tensor&, const OptionalTensor& mask,
                 const CrossEntropyOptions& options) {
-  check_cross_entropy(input, target, mask, options);
+  check_cross_entropy_operands(input, target, mask, options);
   return at::empty_like(input);
 }
 

@@ -59,7 +59,8 @@ CrossEntropyRow<double> row_of(const Example& example) {
 }
 
 double loss_of(const Example& example) {
-  return cross_entropy_loss(row_of(example), softmax_of(example.logits), example.logits[example.target], true);
+  const auto softmax = softmax_of(example.logits);
+  return cross_entropy_loss(row_of(example), softmax, std::log(softmax.sum), example.logits[example.target], true);
 }
 
 TEST(CrossEntropyFormula, IsTheDefinition) {
@@ -82,7 +83,8 @@ TEST(CrossEntropyFormula, GradientIsTheDerivative) {
         example.weights.push_back(std::abs(normal(random)));
       }
       const auto softmax = softmax_of(example.logits);
-      const auto terms = cross_entropy_gradient(row_of(example), log_sum_exp(softmax));
+      const auto row = row_of(example);
+      const auto terms = cross_entropy_gradient(row, log_sum_exp(softmax), row.target_weight);
       for (std::size_t c = 0; c < example.logits.size(); ++c) {
         const double p = std::exp(example.logits[c] - softmax.max) / softmax.sum;
         const double gradient =
@@ -98,7 +100,7 @@ TEST(CrossEntropyFormula, GradientIsTheDerivative) {
 
 TEST(CrossEntropyFormula, TargetThatIsNotAllowed) {
   const Example example{{0.0, 1.0}, {1.0, 1.0}, 0, 2.0, 0.0, 0.0};
-  EXPECT_EQ(cross_entropy_loss(row_of(example), softmax_of({1.0}), 0.0, false), kInfinity);
+  EXPECT_EQ(cross_entropy_loss(row_of(example), softmax_of({1.0}), 0.0, 0.0, false), kInfinity);
 }
 
 TEST(Quotient, IsDivision) {

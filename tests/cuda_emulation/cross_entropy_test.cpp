@@ -158,9 +158,9 @@ class Problem {
     const CrossEntropyRow<double> row{double(coefficient_[r]), of_.probabilities ? 1.0 : weight_of(target), smoothing(),
                                       z_loss(), sums};
     if (mode != Mode::Backward) {
-      const double loss = of_.probabilities
-                              ? cross_entropy_loss(row, softmax, std::log(softmax.sum), target_sums)
-                              : cross_entropy_loss(row, softmax, number(logits_[offset(r, target)]), allows(r, target));
+      const double loss = of_.probabilities ? cross_entropy_loss(row, softmax, std::log(softmax.sum), target_sums)
+                                            : cross_entropy_loss(row, softmax, std::log(softmax.sum),
+                                                                 number(logits_[offset(r, target)]), allows(r, target));
       const double scale = 4 + std::abs(loss);
       if (std::isfinite(loss)) {
         ASSERT_NEAR(double(loss_[r]), loss, (sizeof(A) == 8 ? 1e-12 : 4e-6) * scale) << "row " << r;
@@ -176,8 +176,8 @@ class Problem {
       ASSERT_NEAR(lse, log_sum_exp(softmax), (sizeof(A) == 8 ? 1e-12 : 4e-6) * (4 + std::abs(lse))) << "row " << r;
       return;
     }
-    const auto terms = of_.probabilities ? cross_entropy_gradient(row, log_sum_exp(softmax), target_sums.weight)
-                                         : cross_entropy_gradient(row, log_sum_exp(softmax));
+    const double target_sum = of_.probabilities ? target_sums.weight : row.target_weight;
+    const auto terms = cross_entropy_gradient(row, log_sum_exp(softmax), target_sum);
     for (std::int64_t c = 0; c < of_.classes; ++c) {
       double expected = 0, size = 0;
       const auto add = [&](double term) { expected += term, size += std::abs(term); };

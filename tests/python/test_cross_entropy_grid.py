@@ -203,7 +203,24 @@ def test_probabilities_below_autograd():
 
 def test_probabilities_of_no_class():
     x = torch.randn(3, 0, requires_grad=True)
-    loss = masked_loss.cross_entropy(x, torch.rand(3, 0), reduction="none")
-    loss.sum().backward()
-    assert_same_bits(loss, torch.zeros(3))
-    assert x.grad.shape == (3, 0)
+    for targets in (torch.rand(3, 0), torch.rand(3, 0, requires_grad=True)):
+        loss = masked_loss.cross_entropy(x, targets, reduction="none")
+        assert_same_bits(loss, torch.zeros(3))
+        leaves = [tensor for tensor in (x, targets) if tensor.requires_grad]
+        for gradient in torch.autograd.grad(loss.sum(), leaves, create_graph=True):
+            assert gradient.shape == (3, 0)
+
+
+@pytest.mark.parametrize("classes", [3, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nan_on_a_class_that_is_not_allowed_hides_no_probability(dtype, classes):
+    q, class_mask = torch.zeros(1, classes, dtype=dtype), torch.zeros(classes, dtype=torch.bool)
+    q[0, 0], q[0, 1], class_mask[0] = 1.0, torch.nan, True
+    assert masked_loss.cross_entropy(torch.zeros(1, classes, dtype=dtype), q, class_mask=class_mask) == 0
+    q[0, 2] = 0.5
+    assert masked_loss.cross_entropy(torch.zeros(1, classes, dtype=dtype), q, class_mask=class_mask) == torch.inf
+
+
+def test_error_of_other_floating_probabilities():
+    with pytest.raises(TypeError, match="expected target of a floating dtype, got Float8_e4m3fn"):
+        masked_loss.cross_entropy(torch.zeros(2, 3), torch.zeros(2, 3).to(torch.float8_e4m3fn))

@@ -552,3 +552,15 @@ def test_the_second_device():
     loss = cross_entropy(x, target, mask)
     assert loss.device == x.device
     assert_near(loss.cpu(), cross_entropy(x.cpu(), target.cpu(), mask.cpu()))
+
+
+def test_a_target_out_of_range_is_nan_by_torchs_ops_too():
+    x = torch.randn(3, 5, device="cuda", requires_grad=True)
+    target = torch.tensor([0, 99, 2], device="cuda")
+    weight = torch.rand(3, device="cuda", requires_grad=True)
+    for options in ({}, {"sample_weight": weight, "weight": torch.rand(5, device="cuda")}):
+        loss = cross_entropy(x, target, **options)
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        torch.cuda.synchronize()
+        assert loss.isnan()
+        assert gradient[1].isnan().all()

@@ -22,8 +22,8 @@ struct CrossEntropyOptions {
   std::int64_t dim = 1;
 };
 
-// Cross entropy over the positions that `mask` keeps; 0 when it keeps none. input [N, C, ...] of logits; target [N, ...]
-// of class indices, or [N, C, ...] of class probabilities; mask as [N, ...], each size equal or 1 (true = keep).
+// Cross entropy over the positions that `mask` keeps; 0 when it keeps none. input [N, C, ...] of logits; target [N,
+// ...] of class indices, or [N, C, ...] of class probabilities; mask as [N, ...], each size equal or 1 (true = keep).
 MASKED_LOSS_API at::Tensor cross_entropy(const at::Tensor& input, const at::Tensor& target,
                                          const std::optional<at::Tensor>& mask = std::nullopt,
                                          const CrossEntropyOptions& options = {});
