@@ -36,10 +36,10 @@ class SavedCall {
     const auto numbers = ctx->saved_data["numbers"].toDoubleVector();
     shared = integers[2] != 0;
     options = {.reduction = static_cast<Reduction>(integers[0]),
-               .weight = optional(4),
-               .sample_weight = optional(5),
-               .class_mask = optional(6),
-               .normalizer = optional(7),
+               .weight = optional(tensors_[4]),
+               .sample_weight = optional(tensors_[5]),
+               .class_mask = optional(tensors_[6]),
+               .normalizer = optional(tensors_[7]),
                .ignore_index = {integers.begin() + 3, integers.end()},
                .label_smoothing = numbers[0],
                .z_loss = numbers[1],
@@ -49,14 +49,11 @@ class SavedCall {
   Tensor& result() { return tensors_[0]; }  // the gradient or the softmax
   const Tensor& input() const { return tensors_[1]; }
   const Tensor& target() const { return tensors_[2]; }
-  OptionalTensor mask() const { return optional(3); }
+  OptionalTensor mask() const { return optional(tensors_[3]); }
   CrossEntropyOptions options;
   bool shared;  // whether others may hold the result
 
  private:
-  OptionalTensor optional(std::size_t i) const {
-    return tensors_[i].defined() ? OptionalTensor(tensors_[i]) : std::nullopt;
-  }
   variable_list tensors_;
 };
 

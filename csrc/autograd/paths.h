@@ -21,6 +21,11 @@ inline bool has_tangent(const at::Tensor& tensor) { return tensor._fw_grad(/*lev
 
 inline bool has_tangent(const std::optional<at::Tensor>& tensor) { return tensor && has_tangent(*tensor); }
 
+// A saved tensor that may not have been there.
+inline std::optional<at::Tensor> optional(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
+}
+
 // Whether a backward pass for it has to be recorded.
 inline bool wants_grad(const at::Tensor& tensor) { return tensor.requires_grad() && at::GradMode::is_enabled(); }
 

@@ -39,14 +39,13 @@ struct PointwiseFunction : Function<PointwiseFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto optional = [&](int i) { return saved[i].defined() ? OptionalTensor(saved[i]) : std::nullopt; };
     const auto &grad = grads[0], &input = saved[2], &target = saved[3];
-    const auto other = optional(4), mask = optional(5);
+    const auto other = optional(saved[4]), mask = optional(saved[5]);
     const PointwiseOptions options{static_cast<Reduction>(ctx->saved_data["reduction"].toInt()),
                                    ctx->saved_data["loss"].toInt(),
-                                   optional(6),
-                                   optional(7),
-                                   optional(8),
+                                   optional(saved[6]),
+                                   optional(saved[7]),
+                                   optional(saved[8]),
                                    ctx->saved_data["numbers"].toDoubleVector()};
     Tensor gradient, other_gradient;
     if (at::GradMode::is_enabled()) {

@@ -37,8 +37,6 @@ Tensor spread(const Tensor& scale, const OptionalTensor& input, const OptionalTe
   return by(scale, input, mean, offset, mask, sizes, type);
 }
 
-OptionalTensor optional(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
-
 // The gradient of a sum is the upstream one, and that of a mean a share of it. Neither keeps its input.
 struct SumFunction : Function<SumFunction> {
   static constexpr bool is_traceable = true;
@@ -46,7 +44,7 @@ struct SumFunction : Function<SumFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask,
                         const ReductionOptions& options, bool is_mean) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const auto moments = handle_of<MaskedMoments>().call(input, mask, 1, options.dim);
+    const auto moments = fused_moments(input, mask, 1, options.dim);
     auto [value, divisor] = finish_sum(moments, input, options, is_mean);
     ctx->save_for_backward({mask.value_or(Tensor()), divisor});
     ctx->saved_data["sizes"] = input.sym_sizes();
@@ -72,8 +70,7 @@ struct MomentsFunction : Function<MomentsFunction> {
 
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask,
                                at::IntArrayRef dim, Tensor* counts) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    const auto [mean, squares, count] = handle_of<MaskedMoments>().call(input, mask, 2, dim);
+    const auto [mean, squares, count] = fused_moments(input, mask, 2, dim);
     *counts = count;
     ctx->save_for_backward({input, mask.value_or(Tensor()), mean, count});
     ctx->set_materialize_grads(false);

@@ -28,7 +28,7 @@ struct SoftmaxFunction : Function<SoftmaxFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto mask = saved[1].defined() ? OptionalTensor(saved[1]) : std::nullopt;
+    const auto mask = optional(saved[1]);
     const auto numbers = ctx->saved_data["slices"].toIntVector();
     const SoftmaxSlices slices{static_cast<SoftmaxKind>(numbers[0]), numbers[1], numbers[2] != 0};
     auto gradient = at::GradMode::is_enabled() ? composite_softmax_backward(grads[0], saved[0], mask, slices)
@@ -52,7 +52,7 @@ struct LogsumexpFunction : Function<LogsumexpFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto mask = saved[2].defined() ? OptionalTensor(saved[2]) : std::nullopt;
+    const auto mask = optional(saved[2]);
     const LogsumexpSlices slices{ctx->saved_data["dim"].toIntVector(), ctx->saved_data["causal"].toBool()};
     auto gradient = at::GradMode::is_enabled()
                         ? composite_logsumexp_backward(grads[0], saved[0], saved[1], mask, slices)
