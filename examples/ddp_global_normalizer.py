@@ -15,6 +15,10 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+
+# DistributedDataParallel imports this, whose default arguments then keep the process group for good, and gloo's threads
+# with it: one that lets go of a tensor while Python ends aborts the process. Imported before there is a group, none is.
+import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pad_sequence
