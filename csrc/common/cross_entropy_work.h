@@ -1,14 +1,11 @@
 #pragma once
 
+#include "accumulation.h"
 #include "cross_entropy.h"
 #include "row_view.h"
 #include "strides.h"
 
 namespace masked_loss {
-
-// The dtype that a loss of T is computed in.
-template <class T>
-using Accumulation = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // The tensors of a call as the kernels of any device see them, T being the device's type for the input's dtype. What
 // it points to is owned by the tensors and by `rows`; plan and results are still to be set.

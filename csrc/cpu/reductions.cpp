@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "common/accumulation.h"
 #include "common/huge_pages.h"
 #include "common/masked_fill.h"
 #include "common/reductions_operands.h"
@@ -99,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& given, const Opt
   Results results(count.numel());
   dispatch(input.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
+    using A = Accumulation<T>;
     const auto work = make_moments_work<T>(input, mask, dims);
     if (input.numel() > 0) (by_lanes(work) ? reduce_lanes<T> : reduce_lines<T>)(work, order, results);
     auto* firsts = first.template mutable_data_ptr<A>();

@@ -2,6 +2,7 @@
 // one copy for all of them.
 #include "cpu/reductions_kernel.h"
 
+#include "common/accumulation.h"
 #include "cpu/blocks.h"
 
 namespace masked_loss::cpu::CPU_CAPABILITY {
@@ -9,9 +10,6 @@ namespace {
 
 constexpr std::int64_t kBlock = 2048;  // elements that are visited together, twice for the second moment
 constexpr std::int64_t kRows = 32;     // the same, of lanes
-
-template <class T>
-using Accumulation = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // Σ term(x) over what is kept.
 template <bool masked, class A, class T, class Term>

@@ -1,6 +1,7 @@
 #include <ATen/Dispatch.h>
 #include <c10/util/SmallBuffer.h>
 
+#include "common/accumulation.h"
 #include "common/huge_pages.h"
 #include "common/softmax_inner.h"
 #include "cpu/parallel.h"
@@ -32,10 +33,8 @@ struct Backend {
   static Tensor output(const Tensor& like) { return empty_output(like); }
 
   static void run(SoftmaxPass pass, const SoftmaxOperands& operands) {
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, operands.input.scalar_type(), "softmax", [&] {
-      using A = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-      cpu::run(operands.work<scalar_t, A>(), pass);
-    });
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, operands.input.scalar_type(), "softmax",
+                                    [&] { cpu::run(operands.work<scalar_t, Accumulation<scalar_t>>(), pass); });
   }
 };
 

@@ -107,7 +107,7 @@ constexpr int kLargestTile = 512 * 8;  // packs
 // last tile of a row, most often the only one, is still there when the gradient is made, and others are read again.
 template <class T, Mode mode, int kLanes, int kPacks, bool kExtras>
 struct PackGroup {
-  using A = Compute<T>;
+  using A = Accumulation<T>;
   using P = Pack<T>;
   // float and double make room for their exponentials, half types compute them again.
   static constexpr bool kKeepsExponentials = mode == Mode::ForwardGrad && std::is_same_v<T, A>;
@@ -425,7 +425,7 @@ constexpr int resident_blocks(int lanes, int packs, bool extras) {
 
 template <class T, Mode mode, int kLanes, int kPacks, bool kExtras>
 __global__ void __launch_bounds__(std::max(kLanes, 128), resident_blocks(kLanes, kPacks, kExtras))
-    cross_entropy_packs(CrossEntropyCall<T, Compute<T>> call) {
+    cross_entropy_packs(CrossEntropyCall<T, Accumulation<T>> call) {
   PackGroup<T, mode, kLanes, kPacks, kExtras> group(call);
   const unsigned groups_in_block = blockDim.x / kLanes;
   const unsigned index = blockIdx.x * groups_in_block + threadIdx.x / kLanes, slices = call.slices;
@@ -443,8 +443,8 @@ __device__ __forceinline__ RowPart<A> merge(const RowPart<A>& a, const RowPart<A
 
 // Puts the parts of rows together, a thread a row.
 template <class T>
-__global__ void __launch_bounds__(128) cross_entropy_parts(CrossEntropyCall<T, Compute<T>> call) {
-  using A = Compute<T>;
+__global__ void __launch_bounds__(128) cross_entropy_parts(CrossEntropyCall<T, Accumulation<T>> call) {
+  using A = Accumulation<T>;
   const auto& work = call.work;
   const auto i = std::int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= *call.kept) return;
@@ -479,8 +479,8 @@ constexpr int most_lanes(std::int64_t element_bytes) { return element_bytes > 4 
 // Rows of classes anywhere in memory: `lanes` threads a row.
 template <class T, Mode mode>
 __global__ void __launch_bounds__(32 * most_lanes(sizeof(T)))
-    cross_entropy_lanes(CrossEntropyCall<T, Compute<T>> call, int lanes, bool rows_first) {
-  using A = Compute<T>;
+    cross_entropy_lanes(CrossEntropyCall<T, Accumulation<T>> call, int lanes, bool rows_first) {
+  using A = Accumulation<T>;
   const auto& work = call.work;
   const int rows = blockDim.x / lanes;
   const int lane = rows_first ? threadIdx.x / rows : threadIdx.x % lanes;
@@ -704,10 +704,7 @@ void scale_gradient(T* gradient, std::int64_t n, const A* by, int multiprocessor
 #define INSTANTIATE(T, A)                                                                                             \
   template void run_cross_entropy(const CrossEntropyCall<T, A>&, Mode, const CrossEntropyRegime&, int, cudaStream_t); \
   template void scale_gradient(T*, std::int64_t, const A*, int, cudaStream_t);
-INSTANTIATE(float, float)
-INSTANTIATE(double, double)
-INSTANTIATE(__nv_bfloat16, float)
-INSTANTIATE(__half, float)
+MASKED_LOSS_EACH_DTYPE(INSTANTIATE)
 #undef INSTANTIATE
 
 }  // namespace masked_loss::cuda

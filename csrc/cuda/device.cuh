@@ -19,6 +19,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/accumulation.h"
 #include "common/softmax.h"
 
 namespace masked_loss::cuda {
@@ -69,9 +70,8 @@ inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 
 
 constexpr unsigned kWholeWarp = 0xffffffff;
 
-// How an element is computed with: half types as float.
-template <class T>
-using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+// Calls f(T, A) for each dtype T of the kernels and the one that it is computed in.
+#define MASKED_LOSS_EACH_DTYPE(f) f(float, float) f(double, double) f(__nv_bfloat16, float) f(__half, float)
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
@@ -79,7 +79,7 @@ __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162floa
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 
 template <class T>
-__device__ __forceinline__ T narrow(Compute<T> x) {
+__device__ __forceinline__ T narrow(Accumulation<T> x) {
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     return __float2bfloat16(x);
   } else if constexpr (std::is_same_v<T, __half>) {
@@ -106,7 +106,7 @@ struct alignas(16) Pack {
 
 // The greatest of a pack's values and `max`, of half types two at a time.
 template <class T>
-__device__ __forceinline__ Compute<T> greatest(const Pack<T>& pack, Compute<T> max) {
+__device__ __forceinline__ Accumulation<T> greatest(const Pack<T>& pack, Accumulation<T> max) {
   if constexpr (sizeof(T) == 2) {
     using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
     Pair pairs[4];
@@ -186,19 +186,28 @@ __device__ __forceinline__ unsigned mask_bits(const unsigned char* mask) {
   return bits;
 }
 
-// The same by one load, where its address allows.
+// The same of one word.
+template <int n>
+using MaskWord = std::conditional_t<n == 16, uint4, std::conditional_t<n == 8, uint2, unsigned>>;
+
+__device__ __forceinline__ unsigned mask_bits(unsigned bytes) {
+  const unsigned high = (((bytes & 0x7f7f7f7f) + 0x7f7f7f7f) | bytes) & 0x80808080;
+  return (high >> 7) * 0x01020408 >> 24;
+}
+__device__ __forceinline__ unsigned mask_bits(uint2 bytes) { return mask_bits(bytes.x) | mask_bits(bytes.y) << 4; }
+__device__ __forceinline__ unsigned mask_bits(uint4 bytes) {
+  return mask_bits(uint2{bytes.x, bytes.y}) | mask_bits(uint2{bytes.z, bytes.w}) << 8;
+}
+
+// By one load, where the address allows.
 template <int n>
 __device__ __forceinline__ unsigned load_mask_bits(const unsigned char* mask) {
-  if (reinterpret_cast<std::uintptr_t>(mask) % n != 0) return mask_bits<n>(mask);
-  alignas(16) unsigned char bytes[n];
-  using Word = std::conditional_t<n == 16, uint4, std::conditional_t<n == 8, uint2, unsigned>>;
   if constexpr (n >= 4) {
-    const Word word = __ldcs(reinterpret_cast<const Word*>(mask));
-    memcpy(bytes, &word, n);
-    return mask_bits<n>(bytes);
-  } else {
-    return mask_bits<n>(mask);
+    if (reinterpret_cast<std::uintptr_t>(mask) % n == 0) {
+      return mask_bits(__ldcs(reinterpret_cast<const MaskWord<n>*>(mask)));
+    }
   }
+  return mask_bits<n>(mask);
 }
 
 // The value of the thread whose number differs in the bit `step`.

@@ -140,7 +140,7 @@ __device__ __forceinline__ Group<T, n> load_elements(const Strided& operand, std
 
 // `count` elements, up to n; all of them to a multiple of 16 bytes.
 template <class T, int n>
-__device__ __forceinline__ void store_elements(T* to, int count, const Compute<T> (&values)[n]) {
+__device__ __forceinline__ void store_elements(T* to, int count, const Accumulation<T> (&values)[n]) {
   constexpr int size = Pack<T>::size;
   if (count == n) {
 #pragma unroll

@@ -195,9 +195,9 @@ __device__ __forceinline__ double divided(double sum, const PointwiseDivisor* di
 // A block a chunk of so many packs.
 template <class Formula, class T>
 __global__ void __launch_bounds__(kThreads)
-    pointwise_elements(Elements<Compute<T>> work, const PointwiseDivisor* divisor, std::int64_t chunk, double* partials,
-                       Compute<T>* result) {
-  using A = Compute<T>;
+    pointwise_elements(Elements<Accumulation<T>> work, const PointwiseDivisor* divisor, std::int64_t chunk,
+                       double* partials, Accumulation<T>* result) {
+  using A = Accumulation<T>;
   constexpr int n = Pack<T>::size, packs = kPacks<T>;
   const bool has_other = Formula::takes_other && work.other.data != nullptr;
   const bool dropped = divisor != nullptr && divisor->value == 0;  // a divisor of 0 gives 0
@@ -349,10 +349,7 @@ INSTANTIATE(double)
 
 #define INSTANTIATE(T, A) \
   template void run_pointwise<T>(int, const PointwiseWork<A>&, const PointwiseDivisor*, double*, A*, cudaStream_t);
-INSTANTIATE(float, float)
-INSTANTIATE(double, double)
-INSTANTIATE(__nv_bfloat16, float)
-INSTANTIATE(__half, float)
+MASKED_LOSS_EACH_DTYPE(INSTANTIATE)
 #undef INSTANTIATE
 
 }  // namespace masked_loss::cuda

@@ -111,10 +111,10 @@ struct Lines {
 
 // Of rows that are one line there is nothing to look for.
 template <int order, bool one_line, class T>
-__device__ __forceinline__ Part<Compute<T>> reduce_line(const MomentsWork<T>& work, const Lines& lines,
-                                                        std::int64_t row, std::int64_t begin, std::int64_t end,
-                                                        int lane) {
-  using A = Compute<T>;
+__device__ __forceinline__ Part<Accumulation<T>> reduce_line(const MomentsWork<T>& work, const Lines& lines,
+                                                             std::int64_t row, std::int64_t begin, std::int64_t end,
+                                                             int lane) {
+  using A = Accumulation<T>;
   constexpr int n = Pack<T>::size, packs = kPacks<one_line>;
   constexpr unsigned all = (1u << n) - 1;
   const int last = work.reduced.dims - 1;
@@ -188,11 +188,11 @@ __device__ __forceinline__ Part<Compute<T>> reduce_line(const MomentsWork<T>& wo
 
 template <int order, class T, bool one_line>
 __global__ void __launch_bounds__(kThreads, kResident<T>)
-    moments_of_lines(MomentsWork<T> work, Lines lines, Destination<Compute<T>> to) {
+    moments_of_lines(MomentsWork<T> work, Lines lines, Destination<Accumulation<T>> to) {
   const int lane = threadIdx.x % lines.lanes, group = threadIdx.x / lines.lanes;
   const auto row = std::int64_t(blockIdx.x) * (kThreads / lines.lanes) + group;
   const auto begin = blockIdx.y * lines.part_items, end = min(begin + lines.part_items, lines.items);
-  Part<Compute<T>> total;
+  Part<Accumulation<T>> total;
   if (row < work.kept.count) total = reduce_line<order, one_line>(work, lines, row, begin, end, lane);
   total = lines.lanes == kThreads ? reduce_block(total, MergeWarp<order>{})
                                   : reduce_lanes(total, lines.lanes, MergeParts<order>{});
@@ -220,8 +220,8 @@ struct Columns {
 
 template <int order, class T>
 __global__ void __launch_bounds__(kThreads)
-    moments_of_columns(MomentsWork<T> work, Columns columns, Destination<Compute<T>> to) {
-  using A = Compute<T>;
+    moments_of_columns(MomentsWork<T> work, Columns columns, Destination<Accumulation<T>> to) {
+  using A = Accumulation<T>;
   constexpr int n = kColumns<T>, rows = kRows<T, order>;
   const int x = threadIdx.x % columns.across, group = threadIdx.x / columns.across % columns.groups;
   const int threads = columns.across * columns.groups;
@@ -341,7 +341,7 @@ struct SpreadElements {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) spread_elements(SpreadElements<T> work) {
-  using A = Compute<T>;
+  using A = Accumulation<T>;
   constexpr int n = Pack<T>::size, packs = 2;
   const auto begin = (std::int64_t(blockIdx.x) * (packs * kThreads) + threadIdx.x) * n;
   const auto first_of = [&](int k) { return begin + k * (kThreads * n); };
@@ -483,7 +483,7 @@ template <class T>
 std::int64_t moments_bytes(const MomentsWork<T>& work) {
   if (work.kept.count == 0) return 0;
   const auto parts = by_columns(work) ? columns_of(work).parts : lines_of(work).parts;
-  return parts == 1 ? 0 : parts * work.kept.count * std::int64_t(sizeof(Part<Compute<T>>));
+  return parts == 1 ? 0 : parts * work.kept.count * std::int64_t(sizeof(Part<Accumulation<T>>));
 }
 
 template <class T, class A>
@@ -505,10 +505,7 @@ void spread(const SpreadWork& of, cudaStream_t stream) {
   template std::int64_t moments_bytes(const MomentsWork<T>&);                                           \
   template void find_moments(const MomentsWork<T>&, int, void*, const MomentsResult<A>&, cudaStream_t); \
   template void spread<T>(const SpreadWork&, cudaStream_t);
-INSTANTIATE(float, float)
-INSTANTIATE(double, double)
-INSTANTIATE(__nv_bfloat16, float)
-INSTANTIATE(__half, float)
+MASKED_LOSS_EACH_DTYPE(INSTANTIATE)
 #undef INSTANTIATE
 
 }  // namespace masked_loss::cuda

@@ -89,16 +89,6 @@ __device__ __forceinline__ A masked_value(Kind kind, bool log) {
   return kind == Kind::Softmax && log ? -kInfinity<A> : A(0);
 }
 
-template <int n>
-using MaskWord = std::conditional_t<n == 8, uint2, unsigned>;
-
-// A bit for each byte that is not 0.
-__device__ __forceinline__ unsigned word_bits(unsigned bytes) {
-  const unsigned high = (((bytes & 0x7f7f7f7f) + 0x7f7f7f7f) | bytes) & 0x80808080;
-  return (high >> 7) * 0x01020408 >> 24;
-}
-__device__ __forceinline__ unsigned word_bits(uint2 bytes) { return word_bits(bytes.x) | word_bits(bytes.y) << 4; }
-
 // A row whose classes lie side by side.
 template <class T, class A>
 struct Line : RowPacks<T> {
@@ -133,7 +123,7 @@ struct Line : RowPacks<T> {
 template <class T, Kind kind, int kLanes, int kElements>
 class LineGroup {
  public:
-  using A = Compute<T>;
+  using A = Accumulation<T>;
 
   __device__ __forceinline__ LineGroup(const SoftmaxWork<T, A>& work, bool log)
       : work_(work), log_(log), lane_(threadIdx.x % kLanes) {}
@@ -190,7 +180,7 @@ class LineGroup {
           words[k] = *reinterpret_cast<const MaskWord<n>*>(line.mask + i + k * step);  // others may share it
       }
 #pragma unroll
-      for (int k = 0; k < kPacks; ++k) bits[k] = kept(k) > 0 ? word_bits(words[k]) : 0;
+      for (int k = 0; k < kPacks; ++k) bits[k] = kept(k) > 0 ? mask_bits(words[k]) : 0;
     } else {
 #pragma unroll
       for (int k = 0; k < kPacks; ++k) {
@@ -360,7 +350,7 @@ constexpr int resident_blocks(Kind kind, int lanes, int elements) {
 
 template <class T, Kind kind, int kLanes, int kElements>
 __global__ void __launch_bounds__(threads_of(kLanes), resident_blocks(kind, kLanes, kElements))
-    softmax_packs(SoftmaxWork<T, Compute<T>> work, bool log) {
+    softmax_packs(SoftmaxWork<T, Accumulation<T>> work, bool log) {
   LineGroup<T, kind, kLanes, kElements> group(work, log);
   const int groups_in_block = blockDim.x / kLanes;
   const auto first = std::int64_t(blockIdx.x) * groups_in_block + threadIdx.x / kLanes;
@@ -371,7 +361,7 @@ __global__ void __launch_bounds__(threads_of(kLanes), resident_blocks(kind, kLan
 // Some classes of a row that lie anywhere, so many threads apart: they are all read before any is used.
 template <class T, bool has_grad>
 struct Few {
-  using A = Compute<T>;
+  using A = Accumulation<T>;
   static constexpr int size = 4;
   A x[size], grad[has_grad ? size : 1];
   bool kept[size];
@@ -407,8 +397,8 @@ __device__ __forceinline__ A reduce_row(A value, int lanes, int rows, bool rows_
 // Rows of classes anywhere in memory: `lanes` threads a row.
 template <class T, Kind kind>
 __global__ void __launch_bounds__(512, 1)
-    softmax_lanes(SoftmaxWork<T, Compute<T>> work, bool log, int lanes, bool rows_first) {
-  using A = Compute<T>;
+    softmax_lanes(SoftmaxWork<T, Accumulation<T>> work, bool log, int lanes, bool rows_first) {
+  using A = Accumulation<T>;
   constexpr bool has_grad = kind == Kind::SoftmaxBackward;
   const int rows = blockDim.x / lanes;
   const int lane = rows_first ? threadIdx.x / rows : threadIdx.x % lanes;
@@ -568,10 +558,7 @@ void run_softmax(const SoftmaxWork<T, A>& work, Pass pass, const SoftmaxRegime& 
 
 #define INSTANTIATE(T, A) \
   template void run_softmax(const SoftmaxWork<T, A>&, Pass, const SoftmaxRegime&, int, cudaStream_t);
-INSTANTIATE(float, float)
-INSTANTIATE(double, double)
-INSTANTIATE(__nv_bfloat16, float)
-INSTANTIATE(__half, float)
+MASKED_LOSS_EACH_DTYPE(INSTANTIATE)
 #undef INSTANTIATE
 
 }  // namespace masked_loss::cuda
