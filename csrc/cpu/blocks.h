@@ -74,35 +74,17 @@ A max_of(const A* x, std::int64_t n) {
   return max_lanes(larger(larger(max0, max1), larger(max2, max3)));
 }
 
-// Fetches `bytes` of what is visited in the next block, and into the L2 cache the same of the block after that: a core
-// has too few misses of its L1 cache in flight to keep the memory busy, and the next block's are then none.
-inline void fetch(const char* next, int bytes, std::int64_t block) {
-  for (int i = 0; i < bytes; i += 64) {
-    __builtin_prefetch(next + i);
-    __builtin_prefetch(next + block + i, 0, 2);
-  }
-}
-
-// Σ exp(x - max); with Store, each of them goes to `out`. `ahead` and `also` are what is read next, of `step` bytes for
-// each vector here: it is fetched while the exponentials keep the core busy.
+// Σ exp(x - max); with Store, each of them goes to `out`. `ahead` and `also` are what is read next: it is fetched while
+// the exponentials keep the core busy.
 template <bool Store, class A>
-A exp_sum(const A* x, A* out, std::int64_t n, A max, const void* ahead = nullptr, int step = 0,
-          const void* also = nullptr) {
+A exp_sum(const A* x, A* out, std::int64_t n, A max, const Ahead& ahead = {}, const Ahead& also = {}) {
   using V = Vectorized<A>;
-  const char *next = static_cast<const char*>(ahead), *other = static_cast<const char*>(also);
-  const auto block = n / V::size() * step;
   const V shift(max);
   V sum0(0), sum1(0);
   std::int64_t i = 0;
   for (; i + 2 * V::size() <= n; i += 2 * V::size()) {
-    if (next != nullptr) {
-      fetch(next, 2 * step, block);
-      next += 2 * step;
-    }
-    if (other != nullptr) {
-      fetch(other, 2 * step, block);
-      other += 2 * step;
-    }
+    ahead.fetch(i, 2 * V::size());
+    also.fetch(i, 2 * V::size());
     const V e0 = exp_of_negative(V::loadu(x + i) - shift), e1 = exp_of_negative(V::loadu(x + i + V::size()) - shift);
     if constexpr (Store) {
       e0.store(out + i);

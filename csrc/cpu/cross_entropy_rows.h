@@ -119,11 +119,9 @@ class RowKernel {
       if (probabilities_ != nullptr) {
         blocks[b].target = class_sums(block, load_probabilities(i, n, probabilities_stage), weight, allowed, n, max);
       }
-      constexpr int step = Vectorized<A>::size() * sizeof(T);
-      const T* ahead = logits_ + i + n;
-      const T* also = at_or_null(probabilities_, i + n);
-      const A sum = kept == nullptr ? exp_sum<false>(block, kept, n, max, ahead, step, also)
-                                    : exp_sum<true>(block, kept, n, max, ahead, step, also);
+      const Ahead ahead(logits_ + i + n, n), also(at_or_null(probabilities_, i + n), n);
+      const A sum = kept == nullptr ? exp_sum<false>(block, kept, n, max, ahead, also)
+                                    : exp_sum<true>(block, kept, n, max, ahead, also);
       blocks[b].softmax = {max, sum};
     }
   }
@@ -188,7 +186,7 @@ class RowKernel {
       A max = softmax.max;
       if (exponentials == nullptr) {
         const A* block = load_block(logits_ + i, allowed, n, stage);
-        exp_sum<true>(block, stage, n, max);
+        exp_sum<true>(block, stage, n, max, Ahead(logits_ + i + n, n));
         exponentials = stage;
       } else {
         max = blocks[b].softmax.max;

@@ -13,16 +13,19 @@ T load(const void* from) {
   return value;
 }
 
-// out[i] = value(i) for a dense line; past the cache in whole cache lines.
+// out[i] = value(i) for a dense line, which may read `from`; past the cache in whole cache lines.
 template <class T, class Value>
-void set(char* out, std::int64_t n, bool past_cache, const Value& value) {
+void set(char* out, std::int64_t n, bool past_cache, const T* from, const Value& value) {
   auto* to = reinterpret_cast<T*>(out);
   constexpr std::int64_t size = 64 / sizeof(T);
   const auto before = -reinterpret_cast<std::intptr_t>(out) & 63;
   std::int64_t i = 0;
   if (past_cache && before % sizeof(T) == 0) {
+    constexpr std::int64_t block = 8192 / sizeof(T);
+    const auto ahead = from == nullptr ? Ahead() : Ahead(from + block, block);
     for (const auto head = std::min<std::int64_t>(n, before / sizeof(T)); i < head; ++i) to[i] = value(i);
     for (; i + size <= n; i += size) {
+      ahead.fetch(i, size);
       T line[size];
       for (std::int64_t k = 0; k < size; ++k) line[k] = value(i + k);
       store_line_past_cache(reinterpret_cast<char*>(to + i), reinterpret_cast<const char*>(line));
@@ -41,12 +44,12 @@ void fill(char* out, const char* in, const char* mask, const std::int64_t* strid
   const auto* from = reinterpret_cast<const T*>(in);
   if (strides[2] == 0 && dense) {
     if (*mask != 0) {
-      set<T>(out, n, past_cache, [&](std::int64_t) { return value; });
+      set<T>(out, n, past_cache, nullptr, [&](std::int64_t) { return value; });
     } else {
-      set<T>(out, n, past_cache, [&](std::int64_t i) { return from[i]; });
+      set<T>(out, n, past_cache, from, [&](std::int64_t i) { return from[i]; });
     }
   } else if (strides[2] == 1 && dense) {
-    set<T>(out, n, past_cache, [&](std::int64_t i) {
+    set<T>(out, n, past_cache, from, [&](std::int64_t i) {
       const T kept = from[i];
       return mask[i] != 0 ? value : kept;
     });
@@ -65,7 +68,7 @@ void fill_(char* out, const char* mask, const std::int64_t* strides, std::int64_
   const T value = load<T>(value_bits);
   if (strides[1] == 0) {
     if (*mask == 0) return;
-    if (strides[0] == size) return set<T>(out, n, past_cache, [&](std::int64_t) { return value; });
+    if (strides[0] == size) return set<T>(out, n, past_cache, nullptr, [&](std::int64_t) { return value; });
   }
   if (strides[0] == size && strides[1] == 1) {
     auto* __restrict to = reinterpret_cast<T*>(out);

@@ -181,6 +181,14 @@ void store_gradient(const PointwiseWork<A>& work, void* gradient, std::int64_t b
   }
 }
 
+// What the block that begins there and the next one read of an operand, where it lies side by side.
+inline Ahead ahead(const Operand& operand, std::int64_t begin) {
+  const auto& at = operand.at;
+  if (operand.data == nullptr || at.dims != 1 || at.strides[0][0] != 1) return {};
+  const auto bytes = element_bytes(operand.type);
+  return {static_cast<const char*>(operand.data) + begin * bytes, bytes, kBlock};
+}
+
 // What a formula reads and writes of a block.
 template <class A>
 struct Block {
@@ -251,9 +259,16 @@ double run(const PointwiseWork<A>& work, A factor, std::int64_t begin, std::int6
                          at_or_null(work.loss, begin),
                          work.gradient == nullptr ? nullptr : stage.gradient,
                          work.other_gradient == nullptr ? nullptr : stage.other_gradient};
+    const auto input = ahead(work.input, begin + kBlock), target = ahead(work.target, begin + kBlock),
+               other = ahead(work.other, begin + kBlock);
     V sum(0);
     std::int64_t i = 0;
     for (; i + V::size() <= n; i += V::size()) {
+      if (i % (2 * V::size()) == 0) {
+        input.fetch(i, 2 * V::size());
+        target.fetch(i, 2 * V::size());
+        if constexpr (Formula::has_other_slope) other.fetch(i, 2 * V::size());
+      }
       sum = sum + visit<Formula, A, true>(block, work.numbers, factor, i, V::size());
     }
     if (i < n) sum = sum + visit<Formula, A, false>(block, work.numbers, factor, i, n - i);

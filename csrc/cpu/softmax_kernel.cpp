@@ -147,6 +147,11 @@ class RowKernel {
     return beside;
   }
 
+  // What is read after a block: the rest of the row, or the next one.
+  Ahead ahead(const T* line, std::int64_t i, std::int64_t n) const {
+    return {line + (i + n < range_.end ? i + n : work_.classes + range_.begin), n};
+  }
+
   const bool* keep_at(std::int64_t i) const { return keep_ == nullptr ? nullptr : keep_ + i; }
 
   // Calls visit(begin, count, number) for the kept part of each block.
@@ -186,7 +191,6 @@ class RowKernel {
   void forward() {
     const bool whole = range_.begin == 0 && range_.end == work_.classes;
     const bool copies = pass == Pass::LogSoftmax && !whole;  // to have something around it
-    constexpr int step = V::size() * sizeof(T);
     Softmax<A> softmax;
     const A* elements = input_as_is();
     if (converts || keep_ != nullptr || copies) elements = scratch_.row;
@@ -195,9 +199,7 @@ class RowKernel {
       const A* block = load_block(input_ + i, keep_at(i), n, kept);
       if (copies && block != kept) std::copy(block, block + n, kept);
       const A max = max_of(block, n);
-      // What is read next: the rest of the row, or the next one.
-      const T* ahead = i + n < range_.end ? input_ + i + n : input_ + work_.classes + range_.begin;
-      scratch_.blocks[b] = {max, exp_sum<pass == Pass::Softmax>(block, kept, n, max, ahead, step)};
+      scratch_.blocks[b] = {max, exp_sum<pass == Pass::Softmax>(block, kept, n, max, ahead(input_, i, n))};
       softmax = merge(softmax, scratch_.blocks[b]);
     });
     if constexpr (pass == Pass::Logsumexp) {
@@ -247,12 +249,19 @@ class RowKernel {
   void backward() {
     A input_stage[converts ? kBlock : 1], grad_stage[converts ? kBlock : 1];
     A sum = 0;
+    const auto fetch = [](const Ahead& next, std::int64_t k) {
+      if (k % (2 * V::size()) == 0) next.fetch(k, 2 * V::size());
+    };
     if constexpr (pass != Pass::LogsumexpBackward) {
       for_blocks(range_, [&](std::int64_t i, std::int64_t n, std::int64_t) {
         const A* grad = load_block(grad_ + i, nullptr, n, grad_stage);
         const A* result = pass == Pass::SoftmaxBackward ? load_block(input_ + i, nullptr, n, input_stage) : grad;
+        const auto next_grad = ahead(grad_, i, n),
+                   next_input = pass == Pass::SoftmaxBackward ? ahead(input_, i, n) : Ahead();
         V sums[2] = {V(0), V(0)};
         for (std::int64_t k = 0, s = 0; k < n; k += V::size(), s ^= 1) {
+          fetch(next_grad, k);
+          fetch(next_input, k);
           const auto lanes = std::min<std::int64_t>(V::size(), n - k);
           const V term = or_zero(keep_at(i + k), summed<pass>(load(result + k, lanes), load(grad + k, lanes)), lanes);
           sums[s] = sums[s] + (lanes == V::size() ? term : V::set(V(0), term, lanes));
@@ -265,7 +274,9 @@ class RowKernel {
     for_blocks(range_, [&](std::int64_t i, std::int64_t n, std::int64_t) {
       const A* input = load_block(input_ + i, nullptr, n, input_stage);
       const A* grad = pass == Pass::LogsumexpBackward ? input : load_block(grad_ + i, nullptr, n, grad_stage);
+      const auto next = pass == Pass::SoftmaxBackward ? Ahead() : ahead(input_, i, n);
       for (std::int64_t k = 0; k < n; k += V::size()) {
+        fetch(next, k);
         const auto lanes = std::min<std::int64_t>(V::size(), n - k);
         const V x = load(input + k, lanes);
         const V v = pass == Pass::LogsumexpBackward ? exp_of_negative(x - lse) * total

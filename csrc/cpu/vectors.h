@@ -15,6 +15,32 @@ namespace {
 
 using at::vec::Vectorized;
 
+// What is read next, block by block, of n elements each. Its first block is fetched into the L1 cache, and the one
+// after it into the L2 cache: a core has too few misses of its L1 cache in flight to keep the memory busy, and they end
+// sooner that way.
+class Ahead {
+ public:
+  Ahead() = default;  // nothing
+  Ahead(const void* next, std::int64_t element_bytes, std::int64_t n)
+      : next_(static_cast<const char*>(next)), element_bytes_(element_bytes), block_(n * element_bytes) {}
+
+  template <class T>
+  Ahead(const T* next, std::int64_t n) : Ahead(next, sizeof(T), n) {}
+
+  // Elements [i, i + n) of both.
+  void fetch(std::int64_t i, std::int64_t n) const {
+    if (next_ == nullptr) return;
+    for (auto byte = i * element_bytes_; byte < (i + n) * element_bytes_; byte += 64) {
+      __builtin_prefetch(next_ + byte);
+      __builtin_prefetch(next_ + byte + block_, 0, 2);
+    }
+  }
+
+ private:
+  const char* next_ = nullptr;
+  std::int64_t element_bytes_ = 0, block_ = 0;
+};
+
 // exp(x) for x <= 0, or NaN: exactly 1 at 0, and 0 below -87. Half of exp_u20's instructions, as there are no positive
 // x and no denormals, and unlike there NaN stays. 2^n e^r with |r| <= ln 2 / 2; the polynomial is exp_u20's.
 inline Vectorized<float> exp_of_negative(Vectorized<float> x) {
