@@ -48,7 +48,7 @@ struct SumFunction : Function<SumFunction> {
     auto [value, divisor] = finish_sum(moments, input, options, is_mean);
     ctx->save_for_backward({mask.value_or(Tensor()), divisor});
     ctx->saved_data["sizes"] = input.sym_sizes();
-    ctx->saved_data["reduced"] = std::get<0>(moments).sym_sizes();
+    if (value.dim() > 0) ctx->saved_data["reduced"] = std::get<0>(moments).sym_sizes();
     ctx->saved_data["type"] = static_cast<std::int64_t>(input.scalar_type());
     return value;
   }

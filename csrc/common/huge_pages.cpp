@@ -1,5 +1,6 @@
 #include "common/huge_pages.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
 #if defined(__linux__)
@@ -113,17 +114,23 @@ bool uses_huge_pages(std::size_t bytes) {
 
 }  // namespace
 
-at::Tensor empty_output(const at::Tensor& like, std::optional<at::MemoryFormat> format) {
-  if (!uses_huge_pages(like.numel() * like.itemsize())) return at::empty_like(like, {}, format);
+at::Tensor empty_output(at::IntArrayRef sizes, at::ScalarType type) {
+  if (!uses_huge_pages(c10::multiply_integers(sizes) * c10::elementSize(type))) return at::empty(sizes, type);
+  return at::detail::empty_generic(sizes, &HugePages::get(), c10::DispatchKeySet(c10::DispatchKey::CPU), type,
+                                   std::nullopt);
+}
+
+at::Tensor empty_output(const at::Tensor& like) {
+  if (!uses_huge_pages(like.numel() * like.itemsize())) return at::empty_like(like);
   // Its strides, of a tensor without memory.
-  const auto shape = at::empty_like(like, like.options().device(at::kMeta), format);
+  const auto shape = at::empty_like(like, like.options().device(at::kMeta));
   return at::detail::empty_strided_generic(shape.sizes(), shape.strides(), &HugePages::get(),
                                            c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type());
 }
 #else
-at::Tensor empty_output(const at::Tensor& like, std::optional<at::MemoryFormat> format) {
-  return at::empty_like(like, {}, format);
-}
+at::Tensor empty_output(at::IntArrayRef sizes, at::ScalarType type) { return at::empty(sizes, type); }
+
+at::Tensor empty_output(const at::Tensor& like) { return at::empty_like(like); }
 #endif
 
 }  // namespace masked_loss

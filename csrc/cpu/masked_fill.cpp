@@ -19,7 +19,7 @@ Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& va
   check_masked_fill(input, mask, nullptr);
   const auto element = element_bits("masked_fill", value, input);
   const auto from = broadcast_to_mask(input, mask), bytes = byte_mask(mask);
-  auto out = empty_output(from, at::MemoryFormat::Contiguous);
+  auto out = empty_output(from.sizes(), from.scalar_type());
   auto iterator = at::TensorIteratorConfig()
                       .set_check_mem_overlap(false)
                       .check_all_same_dtype(false)

@@ -117,7 +117,7 @@ Results compute(const Tensor& input, const Tensor& target, const OptionalTensor&
                              input.options().dtype(accumulation));
   }
   if (with_gradient) {
-    const auto empty = [&] { return empty_output(input, at::MemoryFormat::Contiguous); };
+    const auto empty = [&] { return empty_output(sizes, input.scalar_type()); };
     results.gradient = empty();
     results.other_gradient = both ? empty() : at::empty({0}, input.options());
   }

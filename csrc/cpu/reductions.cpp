@@ -120,7 +120,7 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
                      at::ScalarType type) {
   check_spread(scale, input, mean, offset, mask, symbolic_sizes, type);
   const auto sizes = C10_AS_INTARRAYREF_SLOW(symbolic_sizes);
-  auto result = empty_output(at::empty({}, scale.options().dtype(type)).expand(sizes), at::MemoryFormat::Contiguous);
+  auto result = empty_output(sizes, type);
   const auto accumulation = accumulation_type(type);
   at::TensorIteratorConfig config;
   config.set_check_mem_overlap(false).check_all_same_dtype(false).resize_outputs(false).add_output(result);
