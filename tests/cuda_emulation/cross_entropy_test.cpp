@@ -221,7 +221,7 @@ template <class T>
 class CrossEntropyKernel : public ::testing::Test {
  protected:
   static void check(Case of, int random_schedules = 1) {
-    for (const auto [extras, probabilities] : {std::pair(false, false), {true, false}, {false, true}, {true, true}}) {
+    for (const auto& [extras, probabilities] : {std::pair(false, false), {true, false}, {false, true}, {true, true}}) {
       if (kShort && extras != probabilities) continue;
       of.extras = extras;
       of.probabilities = probabilities;
