@@ -264,11 +264,9 @@ double run(const PointwiseWork<A>& work, A factor, std::int64_t begin, std::int6
     V sum(0);
     std::int64_t i = 0;
     for (; i + V::size() <= n; i += V::size()) {
-      if (i % (2 * V::size()) == 0) {
-        input.fetch(i, 2 * V::size());
-        target.fetch(i, 2 * V::size());
-        if constexpr (Formula::has_other_slope) other.fetch(i, 2 * V::size());
-      }
+      input.fetch_at(i, V::size());
+      target.fetch_at(i, V::size());
+      if constexpr (Formula::has_other_slope) other.fetch_at(i, V::size());
       sum = sum + visit<Formula, A, true>(block, work.numbers, factor, i, V::size());
     }
     if (i < n) sum = sum + visit<Formula, A, false>(block, work.numbers, factor, i, n - i);

@@ -249,9 +249,6 @@ class RowKernel {
   void backward() {
     A input_stage[converts ? kBlock : 1], grad_stage[converts ? kBlock : 1];
     A sum = 0;
-    const auto fetch = [](const Ahead& next, std::int64_t k) {
-      if (k % (2 * V::size()) == 0) next.fetch(k, 2 * V::size());
-    };
     if constexpr (pass != Pass::LogsumexpBackward) {
       for_blocks(range_, [&](std::int64_t i, std::int64_t n, std::int64_t) {
         const A* grad = load_block(grad_ + i, nullptr, n, grad_stage);
@@ -260,8 +257,8 @@ class RowKernel {
                    next_input = pass == Pass::SoftmaxBackward ? ahead(input_, i, n) : Ahead();
         V sums[2] = {V(0), V(0)};
         for (std::int64_t k = 0, s = 0; k < n; k += V::size(), s ^= 1) {
-          fetch(next_grad, k);
-          fetch(next_input, k);
+          next_grad.fetch_at(k, V::size());
+          next_input.fetch_at(k, V::size());
           const auto lanes = std::min<std::int64_t>(V::size(), n - k);
           const V term = or_zero(keep_at(i + k), summed<pass>(load(result + k, lanes), load(grad + k, lanes)), lanes);
           sums[s] = sums[s] + (lanes == V::size() ? term : V::set(V(0), term, lanes));
@@ -276,7 +273,7 @@ class RowKernel {
       const A* grad = pass == Pass::LogsumexpBackward ? input : load_block(grad_ + i, nullptr, n, grad_stage);
       const auto next = pass == Pass::SoftmaxBackward ? Ahead() : ahead(input_, i, n);
       for (std::int64_t k = 0; k < n; k += V::size()) {
-        fetch(next, k);
+        next.fetch_at(k, V::size());
         const auto lanes = std::min<std::int64_t>(V::size(), n - k);
         const V x = load(input + k, lanes);
         const V v = pass == Pass::LogsumexpBackward ? exp_of_negative(x - lse) * total

@@ -27,6 +27,11 @@ class Ahead {
   template <class T>
   Ahead(const T* next, std::int64_t n) : Ahead(next, sizeof(T), n) {}
 
+  // Of a loop over vectors, at each: every second one fetches for two, which is a cache line of half types.
+  void fetch_at(std::int64_t i, std::int64_t lanes) const {
+    if (i % (2 * lanes) == 0) fetch(i, 2 * lanes);
+  }
+
   // Elements [i, i + n) of both.
   void fetch(std::int64_t i, std::int64_t n) const {
     if (next_ == nullptr) return;
