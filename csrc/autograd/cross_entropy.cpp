@@ -4,7 +4,7 @@
 #include <torch/library.h>
 
 #include "autograd/gradients.h"
-#include "autograd/paths.h"
+#include "common/paths.h"
 #include "composite/cross_entropy.h"
 #include "composite/reduce.h"
 
@@ -75,7 +75,7 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
     const auto& grad = grads[0];
     const auto mask = saved.mask();
     Tensor gradient;
-    if (at::GradMode::is_enabled()) {
+    if (differentiated_again(grads)) {
       gradient = composite_cross_entropy_backward(grad, saved.input(), saved.target(), {}, mask, saved.options);
     } else if (makes_gradient(saved.input(), saved.options)) {
       gradient = scaled_gradient(saved.result(), grad, saved.shared);

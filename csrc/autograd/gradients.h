@@ -3,7 +3,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/csrc/autograd/graph_task.h>
 
-#include "autograd/paths.h"
+#include "common/paths.h"
 #include "common/ops.h"
 #include "composite/cross_entropy.h"
 

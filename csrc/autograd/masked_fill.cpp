@@ -6,8 +6,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "autograd/paths.h"
 #include "common/checks.h"
+#include "common/paths.h"
 #include "composite/masked_fill.h"
 
 namespace masked_loss::autograd {

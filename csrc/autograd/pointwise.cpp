@@ -4,7 +4,7 @@
 #include <torch/library.h>
 
 #include "autograd/gradients.h"
-#include "autograd/paths.h"
+#include "common/paths.h"
 #include "composite/pointwise.h"
 
 namespace masked_loss::autograd {
@@ -48,7 +48,7 @@ struct PointwiseFunction : Function<PointwiseFunction> {
                                    optional(saved[8]),
                                    ctx->saved_data["numbers"].toDoubleVector()};
     Tensor gradient, other_gradient;
-    if (at::GradMode::is_enabled()) {
+    if (differentiated_again(grads)) {
       std::tie(gradient, other_gradient) = composite_pointwise_backward(grad, input, target, other, mask, options);
     } else if (makes_gradient(input, options)) {
       const bool shared = ctx->saved_data["shared"].toBool();

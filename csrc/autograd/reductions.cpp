@@ -5,7 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "autograd/paths.h"
+#include "common/paths.h"
 #include "composite/reductions.h"
 
 namespace masked_loss::autograd {
@@ -29,11 +29,11 @@ Tensor fused_spread(const Tensor& scale, const OptionalTensor& input, const Opti
   return handle_of<MaskedSpread>().call(scale, input, mean, offset, mask, sizes, type);
 }
 
-// Of a backward pass, which may be differentiated itself.
-Tensor spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+// Of a backward pass, of which `grads` is what arrives from upstream.
+Tensor spread(const variable_list& grads, const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
               const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
               at::ScalarType type) {
-  const auto by = at::GradMode::is_enabled() ? composite_spread : fused_spread;
+  const auto by = differentiated_again(grads) ? composite_spread : fused_spread;
   return by(scale, input, mean, offset, mask, sizes, type);
 }
 
@@ -60,7 +60,7 @@ struct SumFunction : Function<SumFunction> {
     auto share = grads[0].to(accumulation_type(type));
     if (share.dim() > 0) share = share.reshape_symint(ctx->saved_data["reduced"].toSymIntVector());
     if (saved[1].defined()) share = share / saved[1];
-    return {spread(share, {}, {}, {}, optional(saved[0]), sizes, type), Tensor(), Tensor(), Tensor()};
+    return {spread(grads, share, {}, {}, {}, optional(saved[0]), sizes, type), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -85,9 +85,9 @@ struct MomentsFunction : Function<MomentsFunction> {
     OptionalTensor share;
     if (grads[0].defined()) share = grads[0] / saved[3].clamp_min(1);
     if (grads[1].defined()) {
-      gradient = spread(2 * grads[1], input, mean, share, mask, input.sym_sizes(), input.scalar_type());
+      gradient = spread(grads, 2 * grads[1], input, mean, share, mask, input.sym_sizes(), input.scalar_type());
     } else if (share) {
-      gradient = spread(*share, {}, {}, {}, mask, input.sym_sizes(), input.scalar_type());
+      gradient = spread(grads, *share, {}, {}, {}, mask, input.sym_sizes(), input.scalar_type());
     }
     return {gradient, Tensor(), Tensor(), Tensor()};
   }
@@ -113,8 +113,8 @@ struct WhitenFunction : Function<WhitenFunction> {
     const auto saved = ctx->get_saved_variables();
     const auto dim = ctx->saved_data["dim"].toIntVector();
     const auto mask = optional(saved[1]);
-    auto gradient = at::GradMode::is_enabled() ? composed(grads[0], saved[0], mask, dim)
-                                               : fused(grads[0], saved[0], mask, saved[2], saved[3], saved[4], dim);
+    auto gradient = differentiated_again(grads) ? composed(grads[0], saved[0], mask, dim)
+                                                : fused(grads[0], saved[0], mask, saved[2], saved[3], saved[4], dim);
     return {gradient, Tensor(), Tensor()};
   }
 

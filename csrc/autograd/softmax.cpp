@@ -2,7 +2,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "autograd/paths.h"
+#include "common/paths.h"
 #include "composite/softmax.h"
 
 namespace masked_loss::autograd {
@@ -31,8 +31,8 @@ struct SoftmaxFunction : Function<SoftmaxFunction> {
     const auto mask = optional(saved[1]);
     const auto numbers = ctx->saved_data["slices"].toIntVector();
     const SoftmaxSlices slices{static_cast<SoftmaxKind>(numbers[0]), numbers[1], numbers[2] != 0};
-    auto gradient = at::GradMode::is_enabled() ? composite_softmax_backward(grads[0], saved[0], mask, slices)
-                                               : call<SoftmaxBackward>(grads[0], saved[0], mask, slices);
+    auto gradient = differentiated_again(grads) ? composite_softmax_backward(grads[0], saved[0], mask, slices)
+                                                : call<SoftmaxBackward>(grads[0], saved[0], mask, slices);
     return {gradient, Tensor(), Tensor()};
   }
 };
@@ -54,7 +54,7 @@ struct LogsumexpFunction : Function<LogsumexpFunction> {
     const auto saved = ctx->get_saved_variables();
     const auto mask = optional(saved[2]);
     const LogsumexpSlices slices{ctx->saved_data["dim"].toIntVector(), ctx->saved_data["causal"].toBool()};
-    auto gradient = at::GradMode::is_enabled()
+    auto gradient = differentiated_again(grads)
                         ? composite_logsumexp_backward(grads[0], saved[0], saved[1], mask, slices)
                         : call<LogsumexpBackward>(grads[0], saved[0], saved[1], mask, slices);
     return {gradient, Tensor(), Tensor()};

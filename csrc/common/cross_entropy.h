@@ -93,7 +93,7 @@ struct CrossEntropyWork {
   std::int64_t logits_stride;  // between classes, as the two below
   T* gradient;
   std::int64_t gradient_stride;
-  const bool* class_mask;  // or null
+  const std::uint8_t* class_mask;  // or null; a byte each, which allows where it is not 0
   std::int64_t class_mask_stride;
   const T* probabilities;  // of the classes, or null: the plan has the target
   std::int64_t probabilities_stride;

@@ -27,7 +27,7 @@ CrossEntropyWork<T, Accumulation<T>> make_cross_entropy_work(const RowView<Accum
   }
   // One number for all classes masks the row, which the plan knows.
   if (rows.class_mask.defined() && rows.class_mask.size(rows.class_mask_dim) == work.classes) {
-    work.class_mask = rows.class_mask.template const_data_ptr<bool>();
+    work.class_mask = static_cast<const std::uint8_t*>(rows.class_mask.const_data_ptr());
     work.class_mask_stride = class_stride(rows.class_mask, rows.class_mask_dim);
     strides[2] = rows.class_mask_strides;
   }

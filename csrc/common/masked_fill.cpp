@@ -27,6 +27,4 @@ Bits16 element_bits(const char* op, const at::Scalar& value, const at::Tensor& i
 
 at::Tensor byte_mask(const at::Tensor& mask) { return mask.itemsize() == 1 ? mask : mask.ne(0); }
 
-at::Tensor bool_mask(const at::Tensor& mask) { return mask.scalar_type() == at::kBool ? mask : mask.ne(0); }
-
 }  // namespace masked_loss

@@ -8,8 +8,8 @@
 
 namespace masked_loss {
 
-// Tensors of the moments over `dims` as the kernels of any device see them. `mask` is bool, or undefined, and has the
-// input's sizes by its strides; the input has a dimension.
+// Tensors of the moments over `dims` as the kernels of any device see them. `mask` has bytes, or is undefined, and has
+// the input's sizes by its strides; the input has a dimension.
 template <class T>
 MomentsWork<T> make_moments_work(const Tensor& input, const Tensor& mask, at::IntArrayRef dims) {
   at::DimVector sizes[2];
@@ -23,7 +23,8 @@ MomentsWork<T> make_moments_work(const Tensor& input, const Tensor& mask, at::In
     if (mask.defined()) strides[reduced][1].push_back(mask_strides[d]);
   }
   return {make_rows<2>(sizes[false], strides[false]), make_rows<2>(sizes[true], strides[true]),
-          static_cast<const T*>(input.const_data_ptr()), mask.defined() ? mask.const_data_ptr<bool>() : nullptr};
+          static_cast<const T*>(input.const_data_ptr()),
+          mask.defined() ? static_cast<const std::uint8_t*>(mask.const_data_ptr()) : nullptr};
 }
 
 // The sizes of what is reduced to 1.

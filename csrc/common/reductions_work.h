@@ -11,7 +11,7 @@ template <class T>
 struct MomentsWork {
   Rows<2> kept, reduced;
   const T* input;
-  const bool* mask;  // or null
+  const std::uint8_t* mask;  // or null; a byte each, which keeps where it is not 0
 };
 
 }  // namespace masked_loss

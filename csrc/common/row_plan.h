@@ -25,9 +25,9 @@ struct RowArgumentsView {
   int target_bytes;  // 1 uint8, 4 int32, 8 int64
   const void* mask;  // null: every row is kept
   int mask_bytes;
-  const A* sample_weight;  // null: 1; a weight of 0 masks
-  const A* weight;         // [C] or null
-  const bool* class_mask;  // or null
+  const A* sample_weight;          // null: 1; a weight of 0 masks
+  const A* weight;                 // [C] or null
+  const std::uint8_t* class_mask;  // or null; a byte each
   std::int64_t class_mask_stride;
   std::int64_t class_mask_size;  // classes, or 1 for all of them
   std::int64_t classes;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "masked_fill.h"
 #include "strides.h"
 
 namespace masked_loss {
@@ -49,12 +50,11 @@ RowView<A>::RowView(const RowArguments& rows_of) : arguments(rows_of), sizes(row
   // Without a number of classes only negative targets are known to be wrong.
   view.classes = arguments.classes ? arguments.classes->expect_int() : std::numeric_limits<std::int64_t>::max();
   if (arguments.class_mask) {
-    class_mask = *arguments.class_mask;
-    if (class_mask.scalar_type() != at::kBool) class_mask = class_mask.ne(0);
+    class_mask = byte_mask(*arguments.class_mask);
     const bool shared = class_mask.dim() == 1 && !sizes.empty();
     class_mask_dim = shared ? 0 : arguments.dim;
     if (!shared) class_mask_strides = row_strides(class_mask, class_mask_dim);
-    view.class_mask = class_mask.const_data_ptr<bool>();
+    view.class_mask = static_cast<const std::uint8_t*>(class_mask.const_data_ptr());
     view.class_mask_stride = class_mask.stride(class_mask_dim);
     view.class_mask_size = class_mask.size(class_mask_dim);
     strides[3] = class_mask_strides;

@@ -18,7 +18,7 @@ struct RowView {
   Rows<4> rows;  // offsets of target, mask, sample weight and class mask
 
   Tensor target;  // the class indices; one that all rows share with class probabilities
-  Tensor mask, sample_weight, weight, class_mask;  // undefined: not given; the class mask is bool
+  Tensor mask, sample_weight, weight, class_mask;  // undefined: not given; the class mask has bytes
   std::int64_t class_mask_dim = 0;                 // of the classes in it
   at::DimVector class_mask_strides;                // of its rows; none for a mask [C], which all of them share
 };

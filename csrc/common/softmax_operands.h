@@ -15,9 +15,9 @@ struct SoftmaxOperands {
   std::int64_t dim = 0;
   bool causal = false;
 
-  // Brings all of them to one rank of at least 1, and the mask to bool and the input's sizes, by its strides.
+  // Brings all of them to one rank of at least 1, and the mask to bytes and the input's sizes, by its strides.
   void resolve() {
-    if (mask) mask = bool_mask(*mask).expand(input.sizes());
+    if (mask) mask = byte_mask(*mask).expand(input.sizes());
     if (input.dim() > 0) return;
     for (auto* tensor : {&input, &grad, &result}) {
       if (tensor->defined()) *tensor = tensor->unsqueeze(0);
@@ -44,7 +44,7 @@ struct SoftmaxOperands {
     work.grad = static_cast<const T*>(line(grad, 1, work.grad_stride));
     line(result, 2, work.result_stride);
     if (result.defined()) work.result = static_cast<T*>(result.mutable_data_ptr());
-    work.mask = static_cast<const bool*>(line(mask.value_or(Tensor()), 3, work.mask_stride));
+    work.mask = static_cast<const std::uint8_t*>(line(mask.value_or(Tensor()), 3, work.mask_stride));
     at::DimVector sizes(input.sizes());
     sizes.erase(sizes.begin() + dim);
     work.rows = make_rows<4>(sizes, strides);

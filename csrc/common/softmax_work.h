@@ -15,10 +15,10 @@ struct SoftmaxWork {
   std::int64_t classes;
   std::int64_t queries;  // row r keeps its first r % queries + 1 classes; 0: all
   Quotient by_queries;
-  const T* input;    // backward passes of softmax and log_softmax: what they gave
-  const T* grad;     // backward passes of these two
-  T* result;         // but of logsumexp
-  const bool* mask;  // or null
+  const T* input;            // backward passes of softmax and log_softmax: what they gave
+  const T* grad;             // backward passes of these two
+  T* result;                 // but of logsumexp
+  const std::uint8_t* mask;  // or null; a byte each, which keeps where it is not 0
   std::int64_t input_stride, grad_stride, result_stride, mask_stride;  // between classes
   A* reduced;         // [N] of logsumexp: written forward, read backward
   const A* row_grad;  // [N] logsumexp, backward

@@ -16,7 +16,7 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
-#include "autograd/paths.h"
+#include "common/paths.h"
 #include "composite/masks.h"
 #include "composite/reduce.h"
 

@@ -10,7 +10,7 @@
 namespace masked_loss {
 namespace {
 
-Tensor boolean(const Tensor& mask) { return mask.scalar_type() == at::kBool ? mask : mask.ne(0); }
+Tensor boolean(const Tensor& mask) { return mask.ne(0); }  // of bool too, whose bytes may be any
 
 }  // namespace
 

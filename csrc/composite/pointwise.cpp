@@ -25,7 +25,7 @@
 
 #include <numbers>
 
-#include "autograd/paths.h"
+#include "common/paths.h"
 #include "composite/reduce.h"
 
 namespace masked_loss {

@@ -9,7 +9,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
-#include "autograd/paths.h"
+#include "common/paths.h"
 #include "composite/masks.h"
 
 namespace masked_loss {

@@ -37,13 +37,13 @@ void for_vectors(const T* x, std::int64_t n, const Take& take) {
 
 // `v` where `keep` is true or null, else +0.
 template <class A>
-Vectorized<A> or_zero(const bool* keep, Vectorized<A> v, std::int64_t lanes) {
+Vectorized<A> or_zero(const std::uint8_t* keep, Vectorized<A> v, std::int64_t lanes) {
   return keep == nullptr ? v : select(keep, v, Vectorized<A>(0), lanes);
 }
 
 // A block as A, what is not allowed as -inf: where it lies, or in `stage`.
 template <class T, class A>
-const A* load_block(const T* x, const bool* allowed, std::int64_t n, A* stage) {
+const A* load_block(const T* x, const std::uint8_t* allowed, std::int64_t n, A* stage) {
   using V = Vectorized<A>;
   if constexpr (std::is_same_v<T, A>) {
     if (allowed == nullptr) return x;

@@ -12,7 +12,8 @@ constexpr std::int64_t kLongRow = 1 << 18;  // classes; exponentials of a longer
 // What label smoothing sums over a block, or, with probabilities, their cost; shifted by the block's maximum so that
 // large logits lose no digits.
 template <class A>
-ClassSums class_sums(const A* x, const A* probabilities, const A* weight, const bool* allowed, std::int64_t n, A max) {
+ClassSums class_sums(const A* x, const A* probabilities, const A* weight, const std::uint8_t* allowed, std::int64_t n,
+                     A max) {
   using V = Vectorized<A>;
   const V shift(max), zero(0), one(1);
   V logits(0), weights(0), not_allowed(0);
@@ -50,7 +51,7 @@ ClassSums class_sums(const A* x, const A* probabilities, const A* weight, const 
 // at masked classes. `out` may be `exponentials`.
 template <bool past_cache, class T, class A>
 void finish_block(T* out, const A* exponentials, std::int64_t n, A scale, A smoothing, const A* probabilities, A target,
-                  const A* weight, const bool* allowed) {
+                  const A* weight, const std::uint8_t* allowed) {
   using V = Vectorized<A>;
   const V scales(scale), smoothings(smoothing), targets(target), zero(0);
   const auto load = [](const A* from, std::int64_t i, std::int64_t lanes) {
@@ -108,7 +109,7 @@ class RowKernel {
     A stage[kBlock], probabilities_stage[kBlock];
     for (auto b = begin; b < end; ++b) {
       const auto i = b * kBlock, n = std::min(kBlock, work_.classes - i);
-      const bool* allowed = at_or_null(allowed_, i);
+      const std::uint8_t* allowed = at_or_null(allowed_, i);
       const A* weight = at_or_null(work_.weight, i);
       A* kept = at_or_null(kept_, i);
       const A* block = load_block(logits_ + i, allowed, n, kept == nullptr ? stage : kept);
@@ -181,7 +182,7 @@ class RowKernel {
     A probabilities_stage[kBlock];
     for (auto b = begin; b < end; ++b) {
       const auto i = b * kBlock, n = std::min(kBlock, work_.classes - i);
-      const bool* allowed = at_or_null(allowed_, i);
+      const std::uint8_t* allowed = at_or_null(allowed_, i);
       const A* exponentials = at_or_null(kept_, i);
       A max = softmax.max;
       if (exponentials == nullptr) {
@@ -227,7 +228,7 @@ class RowKernel {
   // Classes [i, i + n) as A, or null: where they lie, or in `stage`.
   const A* load_probabilities(std::int64_t i, std::int64_t n, A* stage) const {
     if (probabilities_ == nullptr) return nullptr;
-    return load_block(probabilities_ + i, static_cast<const bool*>(nullptr), n, stage);
+    return load_block(probabilities_ + i, static_cast<const std::uint8_t*>(nullptr), n, stage);
   }
 
   ClassSums sum_probabilities() const {
@@ -251,7 +252,7 @@ class RowKernel {
   const std::int64_t r_, planned_, target_;
   const T* logits_;
   T* gradient_ = nullptr;
-  const bool* allowed_;
+  const std::uint8_t* allowed_;
   const T* probabilities_;
   A* kept_ = nullptr;
   const bool past_cache_;

@@ -96,7 +96,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& given, const Opt
              second = order == 1 ? at::empty({0}, options) : at::empty(sizes, options);
   const auto count = at::empty(sizes, options.dtype(at::kLong));
   const auto input = given.dim() == 0 ? given.unsqueeze(0) : given;
-  const auto mask = given_mask ? bool_mask(*given_mask).expand(input.sizes()) : Tensor();
+  const auto mask = given_mask ? byte_mask(*given_mask).expand(input.sizes()) : Tensor();
   Results results(count.numel());
   dispatch(input.scalar_type(), [&](auto t) {
     using T = decltype(t);
@@ -127,7 +127,7 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
   int operands = 0;
   const auto add = [&](const OptionalTensor& tensor, at::ScalarType to) {
     if (!tensor) return 0;  // where the result is
-    config.add_owned_const_input(to == at::kBool ? bool_mask(*tensor) : tensor->to(to));
+    config.add_owned_const_input(to == at::kBool ? byte_mask(*tensor) : tensor->to(to));
     return ++operands;
   };
   const int of_scale = add(scale, accumulation), of_input = add(input, type), of_mean = add(mean, accumulation),

@@ -13,7 +13,7 @@ constexpr std::int64_t kRows = 32;     // the same, of lanes
 
 // Σ term(x) over what is kept.
 template <bool masked, class A, class T, class Term>
-A sum_of(const T* x, const bool* keep, std::int64_t n, const Term& term) {
+A sum_of(const T* x, const std::uint8_t* keep, std::int64_t n, const Term& term) {
   using V = Vectorized<A>;
   constexpr std::int64_t size = V::size();
   V sums[4] = {V(0), V(0), V(0), V(0)};
@@ -47,7 +47,7 @@ Moments around(double center, double off, double squares, std::int64_t count) {
 }
 
 template <int order, class T>
-Moments moments_of(const T* x, const bool* keep, std::int64_t n) {
+Moments moments_of(const T* x, const std::uint8_t* keep, std::int64_t n) {
   using A = Accumulation<T>;
   using V = Vectorized<A>;
   const auto count = keep == nullptr ? n : count_nonzero(keep, n);
@@ -80,12 +80,12 @@ Moments line_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t begin
   const std::int64_t stride = last < 0 ? 1 : work.reduced.strides[0][last];
   const std::int64_t mask_stride = last < 0 ? 1 : work.reduced.strides[1][last];
   T stage[kBlock];
-  bool keep_stage[kBlock];
+  std::uint8_t keep_stage[kBlock];
   Moments moments;
   for (std::int64_t i = begin, n = 0; i < end; i += n) {
     n = std::min({kBlock, end - i, length - i % length});
     const auto [input, mask] = work.reduced.offsets(i);
-    const bool* keep = work.mask == nullptr ? nullptr : work.mask + base[1] + mask;
+    const std::uint8_t* keep = work.mask == nullptr ? nullptr : work.mask + base[1] + mask;
     if (keep != nullptr && mask_stride == 0) {
       if (!*keep) continue;
       keep = nullptr;
@@ -104,7 +104,7 @@ void lanes_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, 
   using V = Vectorized<A>;
   const auto base = work.kept.offsets(row);
   const std::int64_t mask_stride = work.kept.strides[1][work.kept.dims - 1];
-  bool stage[kMomentLanes];
+  std::uint8_t stage[kMomentLanes];
   A sum[kMomentLanes], center[kMomentLanes], squares[kMomentLanes];
   std::uint8_t counts[kMomentLanes];
   static_assert(kRows < 256);
@@ -113,10 +113,10 @@ void lanes_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, 
     std::fill(sum, sum + count, A(0));
     for (auto r = first; r < last; ++r) {
       const auto [input, mask] = work.reduced.offsets(r);
-      const bool* keep =
+      const std::uint8_t* keep =
           work.mask == nullptr ? nullptr : gathered(work.mask + base[1] + mask, mask_stride, count, stage);
       if (counting) {
-        for (std::int64_t w = 0; w < count; ++w) counts[w] += keep == nullptr ? 1 : keep[w];
+        for (std::int64_t w = 0; w < count; ++w) counts[w] += keep == nullptr || keep[w] != 0;
       }
       for_vectors<A>(work.input + base[0] + input, count, [&](V v, std::int64_t w, std::int64_t n) {
         v = or_zero(keep == nullptr ? nullptr : keep + w, term(v, w, n), n);
@@ -178,12 +178,13 @@ void spread(const SpreadLine& line) {
   using A = Accumulation<T>;
   using V = Vectorized<A>;
   A scale_stage[kBlock], input_stage[kBlock], mean_stage[kBlock], offset_stage[kBlock];
-  bool keep_stage[kBlock];
+  std::uint8_t keep_stage[kBlock];
   for (std::int64_t i = 0; i < line.count; i += kBlock) {
     const auto n = std::min(kBlock, line.count - i);
-    const bool* keep = nullptr;
+    const std::uint8_t* keep = nullptr;
     if (line.mask != nullptr) {
-      keep = gathered(reinterpret_cast<const bool*>(line.mask) + i * line.mask_stride, line.mask_stride, n, keep_stage);
+      keep = gathered(reinterpret_cast<const std::uint8_t*>(line.mask) + i * line.mask_stride, line.mask_stride, n,
+                      keep_stage);
     }
     const A* scale = load_line<A, A>(line.scale + i * line.scale_stride, line.scale_stride, n, scale_stage);
     const A *input = nullptr, *mean = nullptr, *offset = nullptr;

@@ -50,7 +50,7 @@ Vectorized<A> gradient(Vectorized<A> result, Vectorized<A> grad, Vectorized<A> s
 struct Range {
   std::int64_t begin, end;
 
-  void trim(const bool* keep) {
+  void trim(const std::uint8_t* keep) {
     const auto word = [&](std::int64_t i) {
       std::uint64_t bytes;
       std::memcpy(&bytes, keep + i, 8);
@@ -69,7 +69,7 @@ struct RowScratch {
   A* row;                    // [classes]
   Softmax<A>* blocks;        // of each block
   T *input, *grad, *result;  // [classes], or null where they lie beside one another
-  bool* mask;
+  std::uint8_t* mask;
   std::int64_t size = 0;  // bytes
 
   RowScratch(const SoftmaxWork<T, A>& work, char* data) {
@@ -129,7 +129,7 @@ class RowKernel {
   static constexpr bool converts = !std::is_same_v<T, A>;
   static constexpr std::int64_t kLine = 64 / sizeof(T);
 
-  void restrict_to(const bool* mask) {
+  void restrict_to(const std::uint8_t* mask) {
     if (work_.mask_stride == 0) {
       if (!*mask) range_.end = 0;
       return;
@@ -152,7 +152,7 @@ class RowKernel {
     return {line + (i + n < range_.end ? i + n : work_.classes + range_.begin), n};
   }
 
-  const bool* keep_at(std::int64_t i) const { return keep_ == nullptr ? nullptr : keep_ + i; }
+  const std::uint8_t* keep_at(std::int64_t i) const { return keep_ == nullptr ? nullptr : keep_ + i; }
 
   // Calls visit(begin, count, number) for the kept part of each block.
   template <class Visit>
@@ -289,7 +289,7 @@ class RowKernel {
   const bool past_cache_;
   std::int64_t r_ = 0;
   Range range_{};
-  const bool* keep_ = nullptr;  // null: the whole range
+  const std::uint8_t* keep_ = nullptr;  // null: the whole range
   const T *input_ = nullptr, *grad_ = nullptr;
   T* result_ = nullptr;
 };
@@ -366,20 +366,20 @@ class TileKernel {
   }
 
   // The masks of a class, or null.
-  const bool* keep(std::int64_t c) {
+  const std::uint8_t* keep(std::int64_t c) {
     if (work_.mask == nullptr) return nullptr;
     if (parts_ == 1 && stride_[3] == 1) return work_.mask + part_[0].offsets[3] + c * work_.mask_stride;
     if (kept_class_ == c || (kept_class_ >= 0 && work_.mask_stride == 0)) return keep_;
     kept_class_ = c;
     for (int p = 0; p < parts_; ++p) {
       const auto& part = part_[p];
-      const bool* mask = work_.mask + part.offsets[3] + c * work_.mask_stride;
+      const std::uint8_t* mask = work_.mask + part.offsets[3] + c * work_.mask_stride;
       for (std::int64_t w = 0; w < part.count; ++w) keep_[part.lane + w] = mask[w * stride_[3]];
     }
     return keep_;
   }
 
-  static V kept(const bool* keep, std::int64_t w, V v, V masked, std::int64_t n) {
+  static V kept(const std::uint8_t* keep, std::int64_t w, V v, V masked, std::int64_t n) {
     return keep == nullptr ? v : select(keep + w, v, masked, n);
   }
 
@@ -399,7 +399,7 @@ class TileKernel {
     for (std::int64_t c = 0; c < work_.classes; ++c) {
       A* x = input_ + c * lanes_;
       load(work_.input, work_.input_stride, 0, c, x);
-      const bool* mask = keep(c);
+      const std::uint8_t* mask = keep(c);
       for_lanes([&](std::int64_t w, std::int64_t n) {
         const V v = kept(mask, w, V::loadu(x + w, n), masked, n);
         v.store(x + w, n);
@@ -427,7 +427,7 @@ class TileKernel {
     });
     for (std::int64_t c = 0; c < work_.classes; ++c) {
       A* x = input_ + c * lanes_;
-      const bool* mask = keep(c);
+      const std::uint8_t* mask = keep(c);
       for_lanes([&](std::int64_t w, std::int64_t n) {
         const V v = V::loadu(x + w, n), sum = V::loadu(sum_ + w);
         const V result = pass == Pass::Softmax ? v * sum : v - V::loadu(max_ + w) - sum;
@@ -444,7 +444,7 @@ class TileKernel {
         A *x = input_ + c * lanes_, *grad = grad_ + c * lanes_;
         load(work_.input, work_.input_stride, 0, c, x);
         load(work_.grad, work_.grad_stride, 1, c, grad);
-        const bool* mask = keep(c);
+        const std::uint8_t* mask = keep(c);
         for_lanes([&](std::int64_t w, std::int64_t n) {
           const V term = summed<pass>(V::loadu(x + w, n), V::loadu(grad + w, n));
           (V::loadu(sum_ + w) + kept(mask, w, term, V(0), n)).store(sum_ + w);
@@ -454,7 +454,7 @@ class TileKernel {
     for (std::int64_t c = 0; c < work_.classes; ++c) {
       A* x = input_ + c * lanes_;
       if constexpr (!has_grad) load(work_.input, work_.input_stride, 0, c, x);
-      const bool* mask = keep(c);
+      const std::uint8_t* mask = keep(c);
       for_lanes([&](std::int64_t w, std::int64_t n) {
         const V v = V::loadu(x + w, n);
         V result;
@@ -479,7 +479,7 @@ class TileKernel {
   std::int64_t first_ = 0, count_ = 0, kept_class_ = -1;
   int parts_ = 0;
   Part part_[kLanes];
-  bool keep_[kLanes];
+  std::uint8_t keep_[kLanes];
   A max_[kLanes], sum_[kLanes];
 };
 

@@ -72,9 +72,9 @@ template <class T, class A>
 struct Span : RowPacks<T> {
   const T* logits;
   T* gradient;
-  const bool* allowed;     // or null
-  const A* weight;         // or null
-  const T* probabilities;  // or null
+  const std::uint8_t* allowed;  // or null
+  const A* weight;              // or null
+  const T* probabilities;       // or null
   int target;
   bool aligned, probabilities_aligned;  // the logits, and these, where the packs are
 
@@ -274,7 +274,7 @@ struct PackGroup {
   __device__ __forceinline__ void sum_row(std::int64_t r) {
     const auto& work = call.work;
     const auto offsets = work.rows.offsets(r);
-    const bool* row = work.class_mask == nullptr ? nullptr : work.class_mask + offsets[2];
+    const std::uint8_t* row = work.class_mask == nullptr ? nullptr : work.class_mask + offsets[2];
     part = {};
     if (work.label_smoothing == 0 && work.probabilities == nullptr) return;
     if (row == nullptr && work.weight == nullptr && work.probabilities == nullptr) {

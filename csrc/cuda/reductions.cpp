@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& given, const Opt
              second = order == 1 ? at::empty({0}, options) : at::empty(sizes, options);
   const auto count = at::empty(sizes, options.dtype(at::kLong));
   auto input = given.dim() == 0 ? given.unsqueeze(0) : given;
-  auto mask = given_mask ? bool_mask(*given_mask).expand(input.sizes()) : Tensor();
+  auto mask = given_mask ? byte_mask(*given_mask).expand(input.sizes()) : Tensor();
   if (dims.size() > 1) {
     const auto memory_order = in_memory_order(input, dims);
     input = input.permute(memory_order);

@@ -121,7 +121,7 @@ __device__ __forceinline__ Part<Accumulation<T>> reduce_line(const MomentsWork<T
   const auto stride = last < 0 ? 1 : work.reduced.strides[0][last];
   const auto mask_stride = last < 0 ? 1 : work.reduced.strides[1][last];
   const auto base = work.kept.offsets(row);
-  const auto* mask = work.mask == nullptr ? nullptr : reinterpret_cast<const unsigned char*>(work.mask) + base[1];
+  const auto* mask = work.mask == nullptr ? nullptr : work.mask + base[1];
   const T* input = work.input + base[0];
   const auto shift_of = [&](const T* line) { return stride == 1 ? (n - elements_to_alignment(line)) % n : 0; };
   const int row_shift = shift_of(input);
@@ -239,9 +239,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto base = work.kept.offsets(valid == 0 ? 0 : run, last);
   const auto mask_step = work.kept.strides[1][last] * step;
   const T* from = work.input + base[0] + column;
-  const auto* mask = work.mask == nullptr ? nullptr
-                                          : reinterpret_cast<const unsigned char*>(work.mask) + base[1] +
-                                                column * work.kept.strides[1][last];
+  const auto* mask = work.mask == nullptr ? nullptr : work.mask + base[1] + column * work.kept.strides[1][last];
   const auto begin = blockIdx.y * columns.part_elements,
              end = valid == 0 ? 0 : min(begin + columns.part_elements, work.reduced.count);
   Part<A> totals[n];

@@ -409,7 +409,7 @@ __global__ void __launch_bounds__(512, 1)
     const bool there = r < work.rows.count;
     const auto offsets = there ? work.rows.offsets(r) : std::array<std::int64_t, 4>{};
     const T *input = work.input + offsets[0], *grads = work.grad + offsets[1];
-    const bool* mask = work.mask == nullptr ? nullptr : work.mask + offsets[3];
+    const std::uint8_t* mask = work.mask == nullptr ? nullptr : work.mask + offsets[3];
     const auto end = there ? work.causal_end(r) : 0;
     const auto keeps = [&](std::int64_t c) { return c < end && (mask == nullptr || mask[c * work.mask_stride]); };
     Few<T, has_grad> few;

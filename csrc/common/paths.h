@@ -5,6 +5,10 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
+#include <optional>
+#include <vector>
+
 namespace masked_loss {
 
 // A custom autograd function cannot be differentiated by functorch: under it, ops are composites.
@@ -20,6 +24,14 @@ inline bool is_batched(const at::Tensor& tensor) {
 inline bool has_tangent(const at::Tensor& tensor) { return tensor._fw_grad(/*level=*/0).defined(); }
 
 inline bool has_tangent(const std::optional<at::Tensor>& tensor) { return tensor && has_tangent(*tensor); }
+
+// Whether a backward pass is itself differentiated: backward, as its grad mode tells, or forward, where a tangent may
+// come with what arrives from upstream alone. Then it is the composite's, whose ops have derivatives.
+inline bool differentiated_again(const std::vector<at::Tensor>& grads) {
+  if (at::GradMode::is_enabled()) return true;
+  return std::any_of(grads.begin(), grads.end(),
+                     [](const at::Tensor& grad) { return grad.defined() && has_tangent(grad); });
+}
 
 // A saved tensor that may not have been there.
 inline std::optional<at::Tensor> optional(const at::Tensor& tensor) {
