@@ -143,6 +143,18 @@ def _read_mask(key: str, mask: Tensor, shape: List[int], target_key: str) -> Tup
     return holds, (mask != 0).expand(shape), weight.expand(shape)
 
 
+def _numbers(saved: Dict[str, Any]) -> Tuple[int, Optional[float]]:
+    """``ignore_index`` and the loss that was saved."""
+    ignore_index, loss = saved.get("ignore_index", -100), saved.get("loss")
+    if not isinstance(ignore_index, int):
+        raise BatchError(f"expected ignore_index to be an int, got {ignore_index!r}")
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        loss = loss.item()
+    if loss is not None and not isinstance(loss, (int, float)):
+        raise BatchError(f"expected loss to be one number, got {type(loss).__name__}")
+    return ignore_index, loss
+
+
 def read(path: Path, dim: Optional[int] = None) -> Batch:
     """The batch, checked, with the cost of each position."""
     saved = _load(path)
@@ -163,15 +175,10 @@ def read(path: Path, dim: Optional[int] = None) -> Batch:
     class_dim = None if regression else _class_dim(input, target, dim, input_key, target_key)
     everywhere = torch.ones(shape, dtype=torch.bool)
     holds, inside, weight = _read_mask(mask_key, everywhere if mask is None else mask, shape, target_key)
-    ignore_index, loss, names = saved.get("ignore_index", -100), saved.get("loss"), saved.get("names")
-    if not isinstance(ignore_index, int):
-        raise BatchError(f"expected ignore_index to be an int, got {ignore_index!r}")
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        loss = loss.item()
-    if loss is not None and not isinstance(loss, (int, float)):
-        raise BatchError(f"expected loss to be one number, got {type(loss).__name__}")
+    ignore_index, loss = _numbers(saved)
     unit = "" if len(shape) < 2 else "sequence" if len(shape) == 2 and not regression else "sample"
     rows = _rows(target if regression else target.long())
+    names = saved.get("names")
     if names is None:
         names = [str(row) for row in range(len(rows))]
     if not isinstance(names, (list, tuple)) or len(names) != len(rows):
