@@ -32,10 +32,11 @@ struct pybind11::detail::type_caster<Value> {
       return true;
     };
     at::Scalar* scalar = nullptr;
+    if (take.template operator()<Tensor>(static_cast<Tensor*>(nullptr))) return true;
     if (PyBool_Check(source.ptr())) return take.template operator()<bool>(scalar);
     if (PyComplex_Check(source.ptr())) return take.template operator()<c10::complex<double>>(scalar);
-    return take.template operator()<Tensor>(static_cast<Tensor*>(nullptr)) ||
-           take.template operator()<std::int64_t>(scalar) || take.template operator()<double>(scalar);
+    if (PyIndex_Check(source.ptr())) return take.template operator()<std::int64_t>(scalar);
+    return take.template operator()<double>(scalar);
   }
 };
 
