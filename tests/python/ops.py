@@ -346,7 +346,7 @@ def causal_mask(query_len: int, key_len: int) -> Tensor:
 
 FILLS: dict[str, Callable[[int], Arguments]] = {
     "number": lambda size: dict(input=leaf(torch.randn(size, T, C)), mask=keep(size, T, 1), value=2.0),
-    "integer mask": lambda size: dict(input=leaf(torch.randn(size, T)), mask=2 * keep(T).long(), value=-1.0),
+    "integer mask": lambda size: dict(input=leaf(torch.randn(size, T)), mask=keep(T).long(), value=-1.0),
     "integers": lambda size: dict(input=torch.randint(9, (size, T)), mask=keep(size, T), value=3),
     "tensor": lambda size: dict(
         input=leaf(torch.randn(size, T)), mask=keep(size, 1), value=leaf(torch.tensor(0.5) + torch.rand([]))

@@ -376,7 +376,7 @@ def test_masked_fill_in_every_dtype():
         for input, mask, value in fill_samples(dtype):
             expected = torch.masked_fill(input, mask, value)
             assert_same_bits(masked_fill(input, mask, value), expected)
-            assert_same_bits(masked_fill(input, mask.long() * 2, value), expected)
+            assert_same_bits(masked_fill(input, mask.long(), value), expected)
             ours = input.clone()
             if expected.shape == input.shape:
                 assert_same_bits(masked_fill_(ours, mask, value), expected)

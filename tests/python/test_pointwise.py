@@ -220,6 +220,16 @@ class TestMaskedIsAbsent:
         for argument, gradient in gradients.items():
             assert_same_bits(gradient, other_gradients[argument])
 
+    @pytest.mark.parametrize(("seed", "case"), [(seed, case) for seed, case in CASES if case["mask"] == "bytes"])
+    def test_bytes_of_masks_are_not_numbers(self, seed, case):
+        call = pointwise_grid.build(case, seed)
+        loss, gradients = pointwise_grid.run(ours(call.name), call)
+        plain = call._replace(arguments=grid.with_plain_masks(call.arguments))
+        other, other_gradients = pointwise_grid.run(ours(call.name), plain)
+        assert_same_bits(loss, other)
+        for argument, gradient in gradients.items():
+            assert_same_bits(gradient, other_gradients[argument])
+
     @every_variant
     def test_is_the_loss_of_what_is_kept(self, name, options):
         arguments, mask = sample(name, leaves=differentiable(name), **options), torch.rand(4, 6) < 0.5
