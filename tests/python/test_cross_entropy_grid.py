@@ -67,19 +67,11 @@ def test_against_reference(seed, case):
     assert_near(loss, expected)
     assert [g.dtype for g in gradients] == [t.dtype for t in grid.leaves(call)]
     for leaf, gradient, wanted in zip(grid.leaves(call), gradients, expected_gradients, strict=True):
-        assert_near(gradient, wanted, coarser(call.input.dtype, leaf.dtype), largest_term(leaf, call, case))
+        assert_near(gradient, wanted, coarser(call.input.dtype, leaf.dtype), grid.largest_term(leaf, call, case))
 
 
 def coarser(*dtypes):
     return max(dtypes, key=RELATIVE.get)
-
-
-def largest_term(leaf, call, case):
-    """Where a gradient can be 0 by cancellation: a weight that its sequence shares, one class, classes all alike, and a
-    probability that is the softmax's.
-    """
-    alike = case["classes"] <= 2 or (case["storage"] == "expanded" and grid.LAYOUTS[case["layout"]][1] == 0)
-    return 1.0 if leaf is not call.input or alike or call.target.is_floating_point() else 0.0
 
 
 @pytest.mark.parametrize(("seed", "case"), CASES, ids=IDS)
