@@ -34,6 +34,7 @@ from cases import (
     tensors_of,
     upstream_of,
 )
+from grid import in_bytes
 from ops import OPS, Arguments, C, Op
 from reference import assert_near, assert_same_bits
 
@@ -253,6 +254,36 @@ class TestAutograd:
                 assert "modified by an inplace operation" in str(error)
                 noticed.append(name)
         assert noticed or any(name in leaves_of(case.arguments()) for name in case.op.composed)
+
+
+MASKED = [case for case in EVERY if any(t.dtype == torch.bool for t in tensors_of(case.arguments()).values())]
+
+
+class TestMasks:
+    @pytest.mark.parametrize("case", MASKED, ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_bytes_are_not_numbers(self, case, dtype):
+        """Values, derivatives, tangents and batches of a bool mask do not depend on what its bytes are."""
+        arguments = case.arguments(dtype)
+        upstream, results = upstream_of(case, arguments), []
+        masks = {name: tensor for name, tensor in tensors_of(arguments).items() if tensor.dtype == torch.bool}
+        directions = [torch.randn_like(leaf) for leaf in leaves_of(arguments).values()]
+        for change in (torch.clone, in_bytes):
+            given = arguments | {name: change(mask) for name, mask in masks.items()}
+            tensors, names = tensors_of(given), leaves_of(given)
+            mapped = torch.vmap(bind(case.op.function, given, tensors))
+            found = [*outcome(case.op.function, given, upstream)]
+            found.append(mapped(*(tensor.detach()[None] for tensor in tensors.values())))
+            if names:
+                leaves = tuple(names.values())
+                function = bind(case.op.function, constants(given), names)
+                found.append(torch.func.jvp(function, tuple(map(torch.detach, leaves)), tuple(directions))[1])
+                first = torch.autograd.grad(function(*leaves), leaves, upstream, create_graph=True)
+                if any(gradient.requires_grad for gradient in first):
+                    found += torch.autograd.grad(dot(first, directions), leaves, materialize_grads=True)
+            results.append(found)
+        for plain, in_bytes_of_it in zip(*results, strict=True):
+            assert_same_bits(in_bytes_of_it, plain)
 
 
 def in_dims_of(case):
