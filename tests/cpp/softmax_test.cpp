@@ -38,7 +38,7 @@ TEST_F(SoftmaxTest, IsTorchsWithoutAMask) {
   expect_close(masked_loss::softmax(input, {}, {.dim = 0}), at::softmax(input, 0));
   expect_close(masked_loss::log_softmax(input, {}, {.dim = 0}), at::log_softmax(input, 0));
   expect_close(masked_loss::logsumexp(input, {}, {.dim = {0, 1}, .keepdim = true}),
-               at::logsumexp(input, {0, 1}, /*keepdim=*/true));
+               at::logsumexp(input, at::IntArrayRef({0, 1}), /*keepdim=*/true));
   expect_close(masked_loss::softmax(at::arange(3), {}, {.dtype = at::kDouble}),
                at::softmax(at::arange(3), 0, at::kDouble));
 }

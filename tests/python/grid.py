@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from reference import is_kept
+
 # name: (target's shape, where the class dimension is inserted, the `dim` that is passed)
 LAYOUTS = {
     "N,C": ((7,), 1, 1),
@@ -27,11 +29,11 @@ LEVELS = {
     # 2048; where they are strided tiles of 64 rows, or of 16 above 1024 classes
     "classes": (1, 2, 10, 63, 64, 65, 1000, 5000),
     "target": (torch.int64, torch.int32, torch.uint8, "probabilities", "learned probabilities"),
-    "mask": ("none", "bool", "int64", "int8", "broadcast", "nothing"),
+    "mask": ("none", "bool", "bytes", "int64", "int8", "broadcast", "nothing"),
     "weight": ("none", "positive", "zeros"),
     "sample_weight": ("none", "full", "broadcast", "negative", "zeros", "differentiable"),
     "weight_dtype": ("input", "other"),
-    "class_mask": ("none", "[C]", "dense", "broadcast", "rows"),
+    "class_mask": ("none", "[C]", "dense", "bytes", "broadcast", "rows"),
     "ignore_index": ("default", "one", "several"),
     "label_smoothing": (0.0, 0.1, 1.0),
     "z_loss": (0.0, 0.01),
@@ -115,13 +117,19 @@ def _as(tensor, dtype):
     return tensor.to(dtype)
 
 
+def in_bytes(keep):
+    """The same mask of bytes that are not 0 and 1, as ``tensor.view(torch.bool)`` makes of those of an image."""
+    kept = torch.tensor([255, 254, 2], dtype=torch.uint8)
+    return torch.where(keep, kept[torch.arange(keep.numel()).view(keep.shape) % len(kept)], 0).view(torch.bool)
+
+
 def _mask(kind, shape):
     broadcast = [1 if d == len(shape) - 1 else size for d, size in enumerate(shape)]
     keep = torch.rand(broadcast if kind == "broadcast" else shape) < 0.7
-    if kind == "int64":
-        return keep * 256  # 0 in the low byte
-    if kind == "int8":
-        return keep.to(torch.int8) * -2
+    if kind == "bytes":
+        return in_bytes(keep)
+    if kind in ("int64", "int8"):
+        return keep.to(getattr(torch, kind))
     return torch.zeros_like(keep) if kind == "nothing" else keep
 
 
@@ -149,13 +157,16 @@ def _class_mask(kind, rows, classes, at):
         mask = torch.rand(classes) < 0.6
         mask[0] = True
         return mask
-    sizes = list(rows) if kind == "dense" else [size if d == 0 else 1 for d, size in enumerate(rows)]
+    dense = kind in ("dense", "bytes")
+    sizes = list(rows) if dense else [size if d == 0 else 1 for d, size in enumerate(rows)]
     mask = torch.rand([*sizes, classes]) < 0.6
     mask[..., 0] = True
-    if kind == "dense" and rows:
+    if dense and rows:
         mask.view(-1, classes)[-1] = False
     mask = mask.movedim(-1, at)
-    return mask.long() * 2 if kind == "broadcast" else mask
+    if kind == "bytes":
+        return in_bytes(mask)
+    return mask.long() if kind == "broadcast" else mask
 
 
 def _target(shape, classes, dtype, class_mask, at):
@@ -163,7 +174,7 @@ def _target(shape, classes, dtype, class_mask, at):
     allowed = torch.ones(*shape, classes)
     if class_mask is not None:
         over = class_mask if class_mask.dim() == 1 else class_mask.movedim(at, -1)
-        allowed *= over != 0
+        allowed *= is_kept(over)
         allowed[..., 0] += allowed.sum(-1) == 0
     limit = min(classes, 256 if dtype == torch.uint8 else classes)
     return torch.multinomial(allowed[..., :limit].reshape(-1, limit), 1).reshape(shape).to(dtype)
@@ -177,7 +188,7 @@ def _probabilities(shape, classes, dtype, class_mask, at):
     scores = scores.movedim(-1, at)
     if class_mask is not None:
         over = class_mask if class_mask.dim() == scores.dim() else class_mask.reshape(-1, *[1] * (len(shape) - at))
-        scores = scores.masked_fill(over == 0, -torch.inf)
+        scores = scores.masked_fill(~is_kept(over), -torch.inf)
     return scores.softmax(at).nan_to_num().to(dtype)
 
 
@@ -224,6 +235,12 @@ def build(case, seed):
     return Call(logits.requires_grad_(case["requires_grad"]), target, arguments, upstream)
 
 
+def with_plain_masks(arguments):
+    """The same with masks of bytes 0 and 1."""
+    masks = {name: arguments.get(name) for name in ("mask", "class_mask")}
+    return {**arguments, **{name: is_kept(mask) for name, mask in masks.items() if mask is not None}}
+
+
 def in_double(call):
     """The same call for the float64 reference: the same numbers, with leaves of its own."""
 
@@ -241,6 +258,14 @@ def leaves(call):
     """What requires a gradient."""
     candidates = (call.input, call.target, call.arguments["sample_weight"])
     return [tensor for tensor in candidates if tensor is not None and tensor.requires_grad]
+
+
+def largest_term(leaf, call, case):
+    """Where a gradient can be 0 by cancellation: a weight that its sequence shares, one class, classes all alike, and a
+    probability that is the softmax's.
+    """
+    alike = case["classes"] <= 2 or (case["storage"] == "expanded" and LAYOUTS[case["layout"]][1] == 0)
+    return 1.0 if leaf is not call.input or alike or call.target.is_floating_point() else 0.0
 
 
 def run(function, call):

@@ -232,6 +232,12 @@ def pointwise_op(
     )
 
 
+def uncast_binary_cross_entropy(input: Tensor, target: Tensor) -> Tensor:
+    """torch's, which refuses to autocast on CUDA."""
+    with torch.autocast(input.device.type, enabled=False):
+        return F.binary_cross_entropy(input.float(), target)
+
+
 def finite(result: Tensor) -> Tensor:
     """0 where it is -inf, which finite differences do not know."""
     return result.masked_fill(result == float("-inf"), 0.0)
@@ -257,7 +263,7 @@ def composed(function: Callable[..., Tensor], outside: float = 0.0) -> Callable[
     def reference(input: Tensor, mask: Tensor, dim: Any = -1, causal: bool = False, **options: Any) -> Tensor:
         kept = (mask != 0).expand(input.shape)
         if causal:
-            kept = kept & causal_mask(*input.shape[-2:])
+            kept = kept & causal_mask(*input.shape[-2:], input.device)
         some = kept
         for d in dim if isinstance(dim, list) else [dim]:
             some = some.any(d, keepdim=True)
@@ -340,13 +346,13 @@ def sequence_mask(lengths: Tensor, maxlen: int, padding_side: str = "right") -> 
     return kept if padding_side == "right" else kept.flip(-1)
 
 
-def causal_mask(query_len: int, key_len: int) -> Tensor:
-    return torch.ones(query_len, key_len, dtype=torch.bool).tril()
+def causal_mask(query_len: int, key_len: int, device: torch.device) -> Tensor:
+    return torch.ones(query_len, key_len, dtype=torch.bool, device=device).tril()
 
 
 FILLS: dict[str, Callable[[int], Arguments]] = {
     "number": lambda size: dict(input=leaf(torch.randn(size, T, C)), mask=keep(size, T, 1), value=2.0),
-    "integer mask": lambda size: dict(input=leaf(torch.randn(size, T)), mask=2 * keep(T).long(), value=-1.0),
+    "integer mask": lambda size: dict(input=leaf(torch.randn(size, T)), mask=keep(T).long(), value=-1.0),
     "integers": lambda size: dict(input=torch.randint(9, (size, T)), mask=keep(size, T), value=3),
     "tensor": lambda size: dict(
         input=leaf(torch.randn(size, T)), mask=keep(size, 1), value=leaf(torch.tensor(0.5) + torch.rand([]))
@@ -384,7 +390,7 @@ OPS = (
         trained=F.binary_cross_entropy_with_logits,
         grid=functools.partial(pointwise_grid_of, "binary_cross_entropy_with_logits"),
     ),
-    pointwise_op("binary_cross_entropy", masked_loss.BCELoss, trained=F.binary_cross_entropy, head=torch.sigmoid),
+    pointwise_op("binary_cross_entropy", masked_loss.BCELoss, trained=uncast_binary_cross_entropy, head=torch.sigmoid),
     pointwise_op(
         "kl_div",
         masked_loss.KLDivLoss,
@@ -516,7 +522,8 @@ OPS = (
         "causal_mask",
         masked_loss.causal_mask,
         causal_mask,
-        {"": lambda size: dict(query_len=size + 1, key_len=size + 3)},
+        # Scripted code knows no default device.
+        {"": lambda size: dict(query_len=size + 1, key_len=size + 3, device=torch.get_default_device())},
     ),
     Op(
         "mask_from_ids",

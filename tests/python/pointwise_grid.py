@@ -44,7 +44,7 @@ LEVELS = {
     "target_dtype": ("input", "other"),
     "storage": ("contiguous", "transposed", "channels_last", "sliced", "strided", "expanded"),
     "target_storage": ("contiguous", "transposed", "strided", "broadcast"),
-    "mask": ("none", "bool", "int64", "int8", "broadcast", "nothing"),
+    "mask": ("none", "bool", "bytes", "int64", "int8", "broadcast", "nothing"),
     "weight": ("none", "full", "broadcast", "zeros", "differentiable"),
     "pos_weight": ("none", "last", "number"),
     "sample_weight": ("none", "full", "broadcast", "negative", "zeros", "differentiable"),

@@ -66,6 +66,11 @@ def loss_and_gradient(function, x, *arguments, upstream=None, **options):
     return loss.detach(), torch.autograd.grad(loss, leaf, torch.ones_like(loss) if upstream is None else upstream)[0]
 
 
+def is_kept(mask):
+    """Whatever is not 0 keeps. A bool mask may have bytes beyond 0 and 1, of which torch's own ops make no promise."""
+    return (mask.view(torch.uint8) if mask.dtype == torch.bool else mask) != 0
+
+
 def row_shape(input, dim):
     class_dim = 0 if input.dim() == 1 else dim % input.dim()
     return input.shape[:class_dim] + input.shape[class_dim + 1 :]
@@ -127,14 +132,14 @@ def kept_rows(input, target, mask=None, sample_weight=None, class_mask=None, ign
     if not target.is_floating_point():
         keep = torch.tensor([y not in ids for y in target.reshape(-1).tolist()], dtype=torch.bool)
     if mask is not None:
-        keep &= _spread(mask, shape) != 0
+        keep &= _spread(is_kept(mask), shape)
     if sample_weight is not None and not sample_weight.requires_grad:
         keep &= _spread(sample_weight, shape) != 0
     allowed = torch.ones(rows.shape, dtype=torch.bool)
     if class_mask is not None:
         if class_mask.dim() == input.dim() > 1:
             class_mask = class_mask.expand(input.shape).movedim(dim, -1).reshape(rows.shape)
-        allowed &= class_mask != 0
+        allowed &= is_kept(class_mask)
     return keep & allowed.any(-1), allowed
 
 
@@ -215,7 +220,7 @@ POINTWISE = {
 def kept_elements(shape, mask=None, sample_weight=None):
     keep = torch.ones(shape, dtype=torch.bool)
     if mask is not None:
-        keep = keep & (mask != 0)
+        keep = keep & is_kept(mask)
     if sample_weight is not None and not sample_weight.requires_grad:
         keep = keep & (sample_weight != 0)
     return keep

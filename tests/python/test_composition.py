@@ -51,7 +51,7 @@ def test_compiled_masks_and_checks(fresh_compiler):
     def function(lengths, tokens):
         checked = check_targets(tokens, 9, ignore_index=0)
         keep = mask_from_ids(checked, [0, 1]) & sequence_mask(lengths, tokens.shape[1], padding_side="left")
-        return keep, causal_mask(tokens.shape[1]), loss_normalizer(checked, keep)
+        return keep, causal_mask(tokens.shape[1], device=tokens.device), loss_normalizer(checked, keep)
 
     for time in (4, 6):
         lengths, tokens = torch.tensor([2, 4]), torch.randint(0, 9, (2, time))

@@ -123,7 +123,7 @@ def test_float16_gradients_survive_a_loss_scale():
     torch.manual_seed(0)
     logits = torch.randn(4096, 200).half().requires_grad_()
     target = torch.randint(200, (4096,))
-    with torch.autocast("cpu", torch.float16):
+    with torch.autocast(logits.device.type, torch.float16):
         loss = cross_entropy(logits, target)  # float32
     (loss * 65536).backward()
     exact = logits.detach().double().requires_grad_()

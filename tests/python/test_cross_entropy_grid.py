@@ -67,19 +67,11 @@ def test_against_reference(seed, case):
     assert_near(loss, expected)
     assert [g.dtype for g in gradients] == [t.dtype for t in grid.leaves(call)]
     for leaf, gradient, wanted in zip(grid.leaves(call), gradients, expected_gradients, strict=True):
-        assert_near(gradient, wanted, coarser(call.input.dtype, leaf.dtype), largest_term(leaf, call, case))
+        assert_near(gradient, wanted, coarser(call.input.dtype, leaf.dtype), grid.largest_term(leaf, call, case))
 
 
 def coarser(*dtypes):
     return max(dtypes, key=RELATIVE.get)
-
-
-def largest_term(leaf, call, case):
-    """Where a gradient can be 0 by cancellation: a weight that its sequence shares, one class, classes all alike, and a
-    probability that is the softmax's.
-    """
-    alike = case["classes"] <= 2 or (case["storage"] == "expanded" and grid.LAYOUTS[case["layout"]][1] == 0)
-    return 1.0 if leaf is not call.input or alike or call.target.is_floating_point() else 0.0
 
 
 @pytest.mark.parametrize(("seed", "case"), CASES, ids=IDS)
@@ -105,7 +97,7 @@ def poison(call, case):
     mask, weight = call.arguments["mask"], call.arguments["sample_weight"]
     if mask is None:
         return read
-    masked = (mask == 0).expand(rows)
+    masked = (~reference.is_kept(mask)).expand(rows)
     with torch.no_grad():
         if call.target.is_floating_point():
             call.target.movedim(at, -1)[masked] = torch.nan
@@ -131,6 +123,20 @@ def test_what_is_masked_is_never_read(seed, case):
         assert_same_bits(other_gradient, gradient)
     if case["requires_grad"]:
         assert_positive_zero(other_gradients[0][~read])
+
+
+IN_BYTES = [(seed, case) for seed, case in CASES if "bytes" in (case["mask"], case["class_mask"])]
+
+
+@pytest.mark.parametrize(("seed", "case"), IN_BYTES, ids=[grid.case_id(case) for _, case in IN_BYTES])
+def test_bytes_of_masks_are_not_numbers(seed, case):
+    call = grid.build(case, seed)
+    loss, gradients = grid.run(masked_loss.cross_entropy, call)
+    plain = call._replace(arguments=grid.with_plain_masks(call.arguments))
+    other, other_gradients = grid.run(masked_loss.cross_entropy, plain)
+    assert_same_bits(loss, other)
+    for gradient, other_gradient in zip(gradients, other_gradients, strict=True):
+        assert_same_bits(gradient, other_gradient)
 
 
 def as_function(call):

@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from masked_loss import binary_cross_entropy, check_targets, cross_entropy, gaussian_nll_loss, loss_normalizer, mse_loss
+from masked_loss import (
+    binary_cross_entropy,
+    check_targets,
+    cross_entropy,
+    gaussian_nll_loss,
+    loss_normalizer,
+    masked_fill,
+    masked_mean,
+    mse_loss,
+    softmax,
+)
 from reference import FLOAT_TYPES, assert_near, assert_positive_zero, assert_same_bits, loss_and_gradient
 
 
@@ -105,3 +115,19 @@ def test_a_value_that_does_not_fit_is_nan(reduction, monkeypatch):
 
 def test_a_negative_normalizer_of_elements_is_nan():
     assert mse_loss(torch.ones(5), torch.zeros(5), normalizer=torch.tensor(-1.0)).isnan()
+
+
+@pytest.mark.parametrize("value", [2, 256, -2, 2**40, -(2**63)])
+def test_an_integer_mask_keeps_where_it_is_not_0(value):
+    """Its values are not waited for."""
+    x, target, keep = torch.randn(6, 300), torch.randint(300, (6,)), torch.rand(6, 300) < 0.6
+    functions = {
+        "cross_entropy": lambda mask: cross_entropy(x, target, mask[:, 0]),
+        "class_mask": lambda mask: cross_entropy(x, target, class_mask=mask, reduction="none"),
+        "mse_loss": lambda mask: mse_loss(x, torch.zeros_like(x), mask),
+        "softmax": lambda mask: softmax(x, mask),
+        "masked_mean": lambda mask: masked_mean(x, mask, 0),
+        "masked_fill": lambda mask: masked_fill(x, mask, 7.0),
+    }
+    for function in functions.values():
+        assert_same_bits(function(keep * torch.tensor(value)), function(keep))

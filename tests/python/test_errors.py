@@ -14,6 +14,7 @@ import torch
 import masked_loss
 from reference import assert_same_bits
 
+HERE = torch.get_default_device().type
 B, C, T = 3, 5, 3  # B == T: a [B] mask would broadcast along T without a word
 TARGET = torch.arange(B * T).remainder(C).reshape(B, T)
 LOGITS = torch.linspace(-1, 1, B * C * T).reshape(B, C, T)
@@ -78,7 +79,7 @@ def mask_like(op, argument, good_shape, wrong_dtype, wrong_dtype_facts):
         Bad(op, make(), RuntimeError, argument, (r"\[\]",)),
         Bad(op, make(B, T + 1), RuntimeError, argument, (r"\[3, 3\]", r"\[3, 4\]")),
         Bad(op, make(0, T), RuntimeError, argument, (r"\[0, 3\]",)),
-        Bad(op, {argument: good.to("meta")}, RuntimeError, argument, ("meta", "cpu")),
+        Bad(op, {argument: good.to("meta")}, RuntimeError, argument, ("meta", HERE)),
         Bad(op, {argument: sparse(good)}, TypeError, argument, ("sparse",)),
         Bad(op, {argument: good.to(wrong_dtype)}, TypeError, argument, wrong_dtype_facts),
         Bad(op, {argument: good.to(torch.complex64)}, TypeError, argument, (COMPLEX,)),
@@ -96,7 +97,7 @@ def rows_arguments(op):
         Bad(op, dict(weight=ones()), RuntimeError, "weight", (r"\[\]",)),
         Bad(op, dict(weight=ones(C, dtype=torch.int64)), TypeError, "weight", (LONG,)),
         Bad(op, dict(weight=ones(C, dtype=torch.complex64)), TypeError, "weight", (COMPLEX,)),
-        Bad(op, dict(weight=ones(C, device="meta")), RuntimeError, "weight", ("meta", "cpu")),
+        Bad(op, dict(weight=ones(C, device="meta")), RuntimeError, "weight", ("meta", HERE)),
         Bad(op, dict(weight=sparse(ones(C))), TypeError, "weight", ("sparse",)),
         Bad(op, dict(class_mask=ones(C)), TypeError, "class_mask", (FLOAT,)),
         Bad(op, dict(class_mask=ones(B, C, dtype=torch.bool)), RuntimeError, "class_mask", (r"\[3, 5\]",)),
@@ -123,8 +124,8 @@ def loss_arguments():
         Bad(op, dict(input=sparse(LOGITS)), TypeError, "input", ("sparse",)),
         Bad(op, dict(input=nested(LOGITS)), TypeError, "input", ("nested",)),
         Bad(op, dict(input=LOGITS[0, 0, 0]), RuntimeError, "input", (r"0-d|\[\]",)),
-        Bad(op, dict(input=LOGITS.to("meta")), RuntimeError, "target|input", ("meta", "cpu")),
-        Bad(op, dict(target=TARGET.to("meta")), RuntimeError, "target", ("meta", "cpu")),
+        Bad(op, dict(input=LOGITS.to("meta")), RuntimeError, "target|input", ("meta", HERE)),
+        Bad(op, dict(target=TARGET.to("meta")), RuntimeError, "target", ("meta", HERE)),
         Bad(op, dict(target=TARGET[:, :2]), RuntimeError, "target", (r"\[3, 3\]", r"\[3, 2\]")),
         Bad(op, dict(target=ones(B, 4, T)), RuntimeError, "target", (r"\[3, 5, 3\]", r"\[3, 4, 3\]")),
         Bad(op, dict(target=ones(B, C, T), ignore_index=[-1, 2]), ValueError, "ignore_index", ("got 2", "mask=")),
@@ -148,7 +149,7 @@ def loss_arguments():
         Bad(op, dict(normalizer=2.0, reduction="none"), ValueError, "normalizer", ("none",)),
         Bad(op, dict(normalizer=ones(1)), RuntimeError, "normalizer", (r"\[1\]",)),
         Bad(op, dict(normalizer=ones(dtype=torch.complex64)), TypeError, "normalizer", (COMPLEX,)),
-        Bad(op, dict(normalizer=ones(device="meta")), RuntimeError, "normalizer", ("meta", "cpu")),
+        Bad(op, dict(normalizer=ones(device="meta")), RuntimeError, "normalizer", ("meta", HERE)),
         Bad(op, dict(normalizer=ones(requires_grad=True)), RuntimeError, "normalizer", ("grad",)),
         Bad(op, dict(target=target_with(C, (1, 0))), IndexError, "target", (r"got 5\b", r"\[1, 0\]", r"\[0, 5\)")),
         Bad(op, dict(target=target_with(-1, (2, 1))), IndexError, "target", (r"got -1\b", r"\[2, 1\]")),
@@ -188,16 +189,16 @@ def fill_arguments(op):
         Bad(op, dict(mask=mask.float()), TypeError, "mask", (FLOAT,)),
         Bad(op, dict(mask=mask.to(torch.complex64)), TypeError, "mask", (COMPLEX,)),
         Bad(op, dict(mask=mask[..., :2]), RuntimeError, "mask", (r"\[3, 5, 3\]", r"\[3, 1, 2\]")),
-        Bad(op, dict(mask=mask.to("meta")), RuntimeError, "mask", ("meta", "cpu")),
+        Bad(op, dict(mask=mask.to("meta")), RuntimeError, "mask", ("meta", HERE)),
         Bad(op, dict(mask=sparse(mask)), TypeError, "mask", ("sparse",)),
         Bad(op, dict(mask=nested(mask)), TypeError, "mask", ("nested",)),
         Bad(op, dict(input=sparse(LOGITS)), TypeError, "input", ("sparse",)),
         Bad(op, dict(input=nested(LOGITS)), TypeError, "input", ("nested",)),
-        Bad(op, dict(input=LOGITS.to("meta")), RuntimeError, "mask|input", ("meta", "cpu")),
+        Bad(op, dict(input=LOGITS.to("meta")), RuntimeError, "mask|input", ("meta", HERE)),
         Bad(op, dict(value=ones(1)), RuntimeError, "value", (r"\[1\]",)),
         Bad(op, dict(value=torch.tensor(1 + 2j)), RuntimeError, "value", (FLOAT,)),
         Bad(op, dict(value=1e40), RuntimeError, "value", (FLOAT, r"1e\+?40")),
-        Bad(op, dict(value=ones(device="meta")), RuntimeError, "value", ("meta", "cpu")),
+        Bad(op, dict(value=ones(device="meta")), RuntimeError, "value", ("meta", HERE)),
         Bad(op, dict(value=sparse(ones())), TypeError, "value", ("sparse",)),
     ]
     if op == "masked_fill_":
@@ -319,7 +320,7 @@ def tensors_of(bad):
 
 
 def is_dense(tensor):
-    return tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == "cpu"
+    return tensor.layout == torch.strided and not tensor.is_nested and tensor.device.type == HERE
 
 
 def reads_data(bad):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from grid import in_bytes
 from masked_loss import masked_fill, masked_fill_
 from reference import assert_near, assert_positive_zero, assert_same_bits
 
@@ -90,12 +91,26 @@ def test_tensor_values_of_other_dtypes(dtype, value_dtype):
 
 
 @pytest.mark.parametrize("mask_dtype", INTEGERS, ids=str)
-def test_integer_masks_fill_where_nonzero(mask_dtype):
-    x = torch.randn(8, 33)
-    mask = torch.randint(0, 3, (8, 33)) * 64
-    mask = (mask * 2**20 if mask_dtype == torch.int64 else mask - 64).to(mask_dtype)
+def test_integer_masks_fill_where_they_are_1(mask_dtype):
+    x, mask = torch.randn(8, 33), torch.randint(0, 2, (8, 33)).to(mask_dtype)
     assert_same_bits(both_ways(x, mask, -1.0), torch.masked_fill(x, mask != 0, -1.0))
-    assert_same_bits(both_ways(x, (mask != 0).to(mask_dtype), 5), torch.masked_fill(x, mask != 0, 5))
+    assert_same_bits(both_ways(x, mask[:, :1], 5), torch.masked_fill(x, mask[:, :1] != 0, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.float32, torch.complex128], ids=str)
+@pytest.mark.parametrize("mask_shape", [(8, 33), (8, 1), (33,), ()], ids=str)
+def test_bytes_of_masks_are_not_numbers(mask_shape, dtype):
+    """By the kernels, and by the plain ops that batches go through."""
+    x, mask = some((8, 33), dtype), torch.rand(mask_shape) < 0.4
+    assert_same_bits(both_ways(x, in_bytes(mask), 3), torch.masked_fill(x, mask, 3))
+    mapped = torch.vmap(lambda x: masked_fill(x, in_bytes(mask), 3))(x[None])[0]
+    assert_same_bits(mapped, torch.masked_fill(x, mask, 3))
+    if not dtype.is_complex and dtype != torch.bool:
+        upstream = torch.randn(8, 33).to(dtype)
+        ours = gradients(masked_fill, x, in_bytes(mask), torch.tensor(3, dtype=dtype), upstream)
+        plain = gradients(masked_fill, x, mask, torch.tensor(3, dtype=dtype), upstream)
+        for a, b in zip(ours, plain, strict=True):
+            assert_same_bits(a, b)
 
 
 # (input, mask): the masks of attention and of padded batches, and sizes of 1 and missing dimensions everywhere
@@ -188,6 +203,8 @@ def test_in_place_on_a_view_leaves_the_rest_of_the_base():
 
 def test_a_bool_tensor_can_be_its_own_mask():
     x = torch.tensor([True, False, True])
+    assert masked_fill_(x, x, False).tolist() == [False, False, False]
+    x = in_bytes(torch.tensor([True, False, True]))
     assert masked_fill_(x, x, False).tolist() == [False, False, False]
 
 
@@ -360,6 +377,6 @@ def test_inference_tensors_are_not_written_outside_inference_mode():
 
 
 def test_a_mask_in_the_memory_of_the_input():
-    x = torch.tensor([3, 0, 1, 0], dtype=torch.uint8)
+    x = torch.tensor([1, 0, 1, 0], dtype=torch.uint8)
     masked_fill_(x, x.view(torch.int8), 7)
     assert x.tolist() == [7, 0, 7, 0]

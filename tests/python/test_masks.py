@@ -80,7 +80,7 @@ def test_causal_mask_is_is_causal_of_attention(queries, keys):
 
 def test_causal_mask_is_made_on_the_device_asked_for():
     assert causal_mask(2, device=torch.device("meta")).device.type == "meta"
-    assert causal_mask(2).device.type == "cpu"
+    assert causal_mask(2).device.type == torch.get_default_device().type
 
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
@@ -115,7 +115,7 @@ def test_check_targets_reads_only_what_is_kept():
     target = torch.tensor([[1, 9, lowest], [-1, 2, -100]])
     mask = torch.tensor([[True, False, False], [False, True, True]])
     assert check_targets(target, 3, mask).equal(target)
-    assert check_targets(target, 3, mask.long() * 2**33).equal(target)
+    assert check_targets(target, 3, mask.long()).equal(target)
     assert check_targets(target, 3, ignore_index=[9, -1, lowest, -100]).equal(target)
     with pytest.raises(IndexError):
         check_targets(target, 3, mask, ignore_index=7)

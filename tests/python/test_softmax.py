@@ -10,8 +10,9 @@ import sys
 import pytest
 import torch
 
+from grid import in_bytes
 from masked_loss import causal_mask, log_softmax, logsumexp, sequence_mask, softmax
-from reference import ABSOLUTE, FLOAT_TYPES, assert_near, assert_positive_zero, assert_same_bits
+from reference import ABSOLUTE, FLOAT_TYPES, assert_near, assert_positive_zero, assert_same_bits, is_kept
 
 FUNCTIONS = (softmax, log_softmax, logsumexp)
 THEIRS = {softmax: torch.softmax, log_softmax: torch.log_softmax, logsumexp: torch.logsumexp}
@@ -25,7 +26,7 @@ every_dtype = pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
 def kept_by(shape, mask, causal):
     keep = torch.ones(shape, dtype=torch.bool)
     if mask is not None:
-        keep &= mask != 0
+        keep &= is_kept(mask)
     return keep & causal_mask(*shape[-2:]) if causal else keep
 
 
@@ -96,7 +97,7 @@ SHAPES = [
 
 
 def masks_of(shape, dim):
-    """None, dense ones, some that broadcast, integers, strided ones, and one that keeps nothing."""
+    """None, dense ones, some that broadcast, integers, bytes, strided ones, and one that keeps nothing."""
     yield "none", None
     yield "dense", torch.rand(shape) < 0.6
     yield "nothing", torch.zeros(shape, dtype=torch.bool)
@@ -104,7 +105,8 @@ def masks_of(shape, dim):
     if len(shape) > 0:
         yield "last dimension", torch.rand(shape[-1:]) < 0.6
         yield "slices", torch.rand([1 if d == dim % len(shape) else size for d, size in enumerate(shape)]) < 0.6
-        yield "int64", torch.randint(0, 3, shape) * 256
+        yield "int64", torch.randint(0, 2, shape)
+        yield "bytes", in_bytes(torch.rand(shape) < 0.6)
         yield (
             "runs",
             torch.arange(shape[dim])
@@ -142,6 +144,21 @@ def test_causal(function, dtype):
             assert_same_bits(ours, theirs)  # the mask says the same
         assert_right(function, x, torch.rand(shape) < 0.6, causal=True)
         assert_right(function, x, torch.rand(1, shape[-1]) < 0.6, causal=True)
+
+
+@every_function
+@pytest.mark.parametrize(("shape", "dim"), SHAPES[:-1], ids=str)
+def test_bytes_of_masks_are_not_numbers(function, shape, dim):
+    """By the kernels, and by the plain ops of forward mode."""
+    x, keep = torch.randn(shape), torch.rand(shape) < 0.6
+    upstream = torch.randn(function(x, None, dim).shape)
+    for causal in (False, True) if len(shape) > 1 and dim == -1 else (False,):
+        results = []
+        for mask in (keep, in_bytes(keep)):
+            of = functools.partial(function, mask=mask, dim=dim, causal=causal)
+            results.append((*value_and_gradient(of, x, upstream), *torch.func.jvp(of, (x,), (x + 1,))))
+        for plain, in_bytes_of_it in zip(*results, strict=True):
+            assert_same_bits(in_bytes_of_it, plain)
 
 
 def views(x):
