@@ -118,8 +118,15 @@ def masks_of(shape):
 def test_is_torchs_of_what_is_kept(function, dtype, shape, dim, kernels):
     if kernels == "emulated" and math.prod(shape) > 50_000 and function in (masked_sum, masked_std):
         pytest.skip("masked_mean and masked_var launch the same kernels, which takes the emulation long")
+    # Deviations that cancel leave the gradient of a root few digits: a few elements lie apart.
+    count = shape[dim] if isinstance(dim, int) else 0
+    apart = (
+        4 * torch.arange(count).view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
+        if 0 < count < 8
+        else 0
+    )
     for mask in masks_of(shape):
-        x = (torch.randn(shape) + 0.5).to(dtype)
+        x = (torch.randn(shape).clamp(-1.9, 1.9) + 0.5 + apart).to(dtype)
         assert_right(function, x, mask, list(dim) if isinstance(dim, tuple) else dim)
     assert_right(function, x, torch.rand(shape) < 0.6, list(dim) if isinstance(dim, tuple) else dim, keepdim=True)
 

@@ -90,7 +90,56 @@ def pointwise_row(name: str, options: dict[str, float]) -> Row:
     )
 
 
+def lines(dtype: torch.dtype, largest: float = math.inf) -> Tensors:
+    """Lines of five numbers, one of which is special: of the finite ones those up to `largest`."""
+    values = special(dtype)
+    values = values[~(values.abs() > largest) | values.isinf()]
+    input = torch.tensor([0.25, -1.5, 0.75, 2.0, 0.5], dtype=dtype).repeat(len(values), 1)
+    input[:, 2] = values
+    return dict(input=input)
+
+
+def of_lines(reduce: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Of each line, and of them all; what is whitened, with weights, as its sum is 0."""
+
+    def function(input: Tensor, reduction: str) -> Tensor:
+        results = reduce(input, dim=-1)
+        if results.shape == input.shape:
+            results = (results * torch.tensor([1.0, 3.0, -2.0, 0.5, 4.0], dtype=results.dtype)).sum(-1)
+        return results if reduction == "none" else results.sum()
+
+    return function
+
+
+def whitened(input: Tensor, dim: int) -> Tensor:
+    mean, var = input.mean(dim, keepdim=True), input.var(dim, keepdim=True)
+    return (input - mean) / (var + 1e-8).sqrt()
+
+
+# Roots of squares that are beyond what the dtype holds: torch's op takes them in double.
+LARGEST = {"masked_std": 1e5, "masked_whiten": 1e5}
+
+
+def reduction_row(name: str, torchs: Callable[..., Tensor]) -> Row:
+    kept = torch.ones(1, 5, dtype=torch.bool)
+    return Row(
+        name,
+        of_lines(functools.partial(getattr(masked_loss, name), mask=kept)),
+        of_lines(torchs),
+        functools.partial(lines, largest=LARGEST.get(name, math.inf)),
+        elementwise=False,
+        wide=name == "masked_whiten",
+    )
+
+
 ROWS = [pointwise_row(name, options) for name in LOSSES for options in OPTIONS[name]]
+ROWS += [
+    reduction_row("masked_sum", torch.sum),
+    reduction_row("masked_mean", torch.mean),
+    reduction_row("masked_var", torch.var),
+    reduction_row("masked_std", torch.std),
+    reduction_row("masked_whiten", whitened),
+]
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -125,22 +125,33 @@ def output(mebi):
 def churn(k):
     while True:
         k = (k * 7 + 3) % 61
-        output(8 + 4 * k)
+        output(8 + 3 * k)
 
-for seed in (1, 5, 11):
+children = {}
+
+def reap(most):
+    while len(children) > most:
+        pid, status = os.wait()
+        if status != 0:
+            print(f"child {children[pid]} hung", flush=True)
+            os._exit(1)
+        del children[pid]
+
+for seed in (1, 5, 11, 17):
     threading.Thread(target=churn, args=(seed,), daemon=True).start()
-end = time.monotonic() + 7
-for fork in range(150):
+end = time.monotonic() + 6
+for fork in range(400):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(5)  # kills a child that hangs
-        output(8)
+        signal.alarm(6)  # kills a child that hangs
+        output(4)
         os._exit(0)
-    if os.waitpid(pid, 0)[1] != 0:
-        print(f"child {fork} hung", flush=True)
-        os._exit(1)
+    children[pid] = fork
+    reap(3)
     if time.monotonic() > end:
         break
+reap(0)
+print(fork, "forks", flush=True)
 os._exit(0)  # and no thread is waited for
 """
 
