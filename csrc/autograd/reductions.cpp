@@ -120,15 +120,17 @@ struct WhitenFunction : Function<WhitenFunction> {
     return {gradient, Tensor(), Tensor(), Tensor()};
   }
 
-  static Tensor fused(const Tensor& grad, const Tensor& input, const OptionalTensor& mask, const Tensor& mean,
+  static Tensor fused(const Tensor& given, const Tensor& input, const OptionalTensor& mask, const Tensor& mean,
                       const Tensor& scale, const Tensor& freedom, at::IntArrayRef dim) {
     const auto sizes = input.sym_sizes();
     const auto type = input.scalar_type(), wide = scale.scalar_type();
+    // It has the result's dtype, whose accumulation dtype may be another.
+    const auto grad = accumulation_type(given.scalar_type()) == wide ? given : given.to(wide);
     const auto share = std::get<0>(fused_moments(grad, mask, 1, dim));
     const auto products = fused_spread(grad.to(wide), input, mean, {}, mask, sizes, wide);
     const auto along = std::get<0>(fused_moments(products, {}, 0, dim)) * scale.pow(3) / freedom;
     const auto offset = fused_spread(along.neg(), input, mean, {}, mask, sizes, wide);
-    // Rounded once: the upstream gradient may have another dtype.
+    // Rounded once.
     const auto computed = grad.scalar_type() == type ? type : wide;
     return fused_spread(scale, grad, share, offset, mask, sizes, computed).to(type);
   }

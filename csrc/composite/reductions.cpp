@@ -58,7 +58,14 @@ std::tuple<Tensor, Tensor, Tensor> composite_moments(const Tensor& input, const 
   const auto count = counted.sum(dims, /*keepdim=*/true);
   const auto mean = sum / count.clamp_min(1);
   if (order == 1) return {mean, at::empty({0}, mean.options()), count};
-  return {mean, kept_or(keep, x - mean, 0).square().sum(dims, /*keepdim=*/true), count};
+  // Around a constant: the derivative by way of the mean is a sum that cancels, unless it overflows. The last term is
+  // 0, and so is its derivative; its second derivative is that of the mean.
+  const auto center = mean.detach();
+  const auto off = at::where(center.isfinite(), mean - center, at::zeros_like(mean));
+  const auto deviation = kept_or(keep, x - center, 0);
+  // A product, as the derivative of a square doubles the deviation first.
+  const auto squares = (deviation * deviation).sum(dims, /*keepdim=*/true);
+  return {mean, squares - count * off.square(), count};
 }
 
 Tensor composite_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
