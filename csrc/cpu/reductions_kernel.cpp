@@ -44,6 +44,7 @@ A sum_of(const T* x, const std::uint8_t* keep, std::int64_t n, const Term& term)
 
 // The second moments from sums around a center that rounding has put `off` from the mean.
 Moments around(double center, double off, double squares, std::int64_t count) {
+  if (std::isinf(squares)) return {count, center + off, squares};  // what is subtracted may be infinite too
   const double second = squares - off * off * static_cast<double>(count);
   return {count, center + off, second < 0 ? 0 : second};  // not std::max, which loses NaN
 }

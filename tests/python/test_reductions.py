@@ -164,6 +164,28 @@ def test_variance_is_stable():
         torch.testing.assert_close(masked_var(x, mask, dim).double(), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("shape", "dim"), [((3, 5), 1), ((3, 500), 1), ((500, 90), 0), ((40, 3, 20), 1)], ids=str)
+def test_variances_of_the_largest_numbers(shape, dim, dtype):
+    """As torch's: infinite, and never NaN, with the gradient of deviations that are finite."""
+    x, n = torch.randn(shape, dtype=dtype), shape[dim]
+    x.select(dim, 1).fill_(torch.finfo(dtype).max)
+    expected, wanted = value_and_gradient(torch.var, x, torch.ones(x.select(dim, 0).shape), dim)
+    assert (expected == math.inf).all()
+    value, gradient = value_and_gradient(masked_var, x, torch.ones_like(expected), None, dim)
+    by_composite = torch.func.grad(lambda x: masked_var(x, None, dim).sum())(x)
+    assert_same_bits(value, expected)
+    torch.testing.assert_close(gradient, wanted)
+    torch.testing.assert_close(by_composite, wanted)
+    x.select(dim, 2).fill_(-torch.finfo(dtype).max)
+    assert (masked_var(x, None, dim) == math.inf).all()
+    # Their sum is infinite, and what they are around is not.
+    if dtype == torch.float32:
+        same = torch.full(shape, torch.finfo(dtype).max)
+        assert (masked_var(same, None, dim) == 0).all()
+    assert n > 2
+
+
 @pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
 def test_half_types_are_added_in_float32(dtype):
     x = torch.ones(5000, dtype=dtype)

@@ -116,8 +116,8 @@ def whitened(input: Tensor, dim: int) -> Tensor:
     return (input - mean) / (var + 1e-8).sqrt()
 
 
-# Roots of squares that are beyond what the dtype holds: torch's op takes them in double.
-LARGEST = {"masked_std": 1e5, "masked_whiten": 1e5}
+# Squares, or a tangent, beyond what the dtype holds: torch's ops take them in double, or scale them first.
+LARGEST = {"masked_var": 1e5, "masked_std": 1e5, "masked_whiten": 1e5}
 
 
 def reduction_row(name: str, torchs: Callable[..., Tensor]) -> Row:
