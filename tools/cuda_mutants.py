@@ -77,7 +77,11 @@ def try_mutant(index, mutant, tests, include):
             ]
             if subprocess.run(list(map(str, command)), capture_output=True).returncode != 0:
                 return f"{path.name}:{number + 1}: {what}: does not compile: {shown}", True
-        objects += [p for p in tests.glob(f"**/{program}.dir/*.cpp.o") if p.name != "defects_test.cpp.o"]
+        objects += [
+            p
+            for p in tests.glob(f"**/{program}.dir/*.cpp.o")
+            if p.name not in ("defects_test.cpp.o", "device_test.cpp.o")
+        ]
         linked = folder / program
         subprocess.run(["g++", *flags, *map(str, objects), "-lgtest", "-o", str(linked)], check=True)
         fixed = ["setarch", "-R"] if "tsan" in program else []

@@ -23,8 +23,7 @@ class Run {
     const auto& work = call_.work;
     const bool beside = work.logits_stride == 1 && work.gradient_stride == 1 && work.class_mask_stride == 1 &&
                         work.probabilities_stride == 1;
-    regime_ = pick_cross_entropy_regime(mode, work.rows.count, work.classes, sizeof(T), beside, device.multiprocessors,
-                                        device.clusters);
+    regime_ = pick_cross_entropy_regime(mode, work.rows.count, work.classes, sizeof(T), beside, device.multiprocessors);
   }
 
   bool lists_rows() const { return regime_.kind != CrossEntropyRegime::Lanes; }

@@ -299,11 +299,13 @@ struct PackGroup {
 
   // Of a row that a whole cluster holds, each block a slice of it.
   __device__ __forceinline__ void merge_cluster() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    if (call.slices == 1) return;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    __trap();  // a slice would pass for its row: has_clusters() asks for none here
+#else
     if constexpr (kLanes > 32) {
       const auto cluster = cooperative_groups::this_cluster();
       const unsigned blocks = cluster.num_blocks();
-      if (blocks == 1) return;
       auto& mine = shared<RowPart<A>, struct ClusterPart>();
       if (threadIdx.x == 0) mine = part;
       cluster.sync();
@@ -634,11 +636,16 @@ void run_mode(CrossEntropyCall<T, A> call, const CrossEntropyRegime& regime, int
          regime.rows_first);
 }
 
+// Of blocks, which read one another's shared memory. Kernels of one source are compiled for the same versions.
+bool has_clusters() {
+  return ptx_version<&cross_entropy_packs<float, Mode::ForwardGrad, kShapes[kSliceOfCluster].lanes,
+                                          kShapes[kSliceOfCluster].packs, false>>() >= 90;
+}
+
 }  // namespace
 
 CrossEntropyRegime pick_cross_entropy_regime(Mode mode, std::int64_t rows, std::int64_t classes,
-                                             std::int64_t element_bytes, bool beside, int multiprocessors,
-                                             bool clusters) {
+                                             std::int64_t element_bytes, bool beside, int multiprocessors) {
   const auto bytes = classes * element_bytes;
   if (!beside || element_bytes > 4 || bytes <= kFewBytes || classes >= (std::int64_t{1} << 31)) {
     CrossEntropyRegime regime{CrossEntropyRegime::Lanes, 0, 1, 1, !beside};
@@ -658,13 +665,13 @@ CrossEntropyRegime pick_cross_entropy_regime(Mode mode, std::int64_t rows, std::
   // Few rows: so many slices that every multiprocessor has one, of a size that is worth a block.
   const auto wanted = std::min<std::int64_t>(
       {divide_up(2 * multiprocessors, std::max<std::int64_t>(1, rows)), bytes / kSliceBytes, kMaxSlices});
-  const bool gradient = mode == Mode::ForwardGrad;
-  if (wanted > (gradient && clusters ? kMaxCluster : 1)) {
+  const bool gradient = mode == Mode::ForwardGrad, clusters = gradient && has_clusters();
+  if (wanted > (clusters ? kMaxCluster : 1)) {
     return {CrossEntropyRegime::Slices, shape_of(divide_up(bytes, wanted), kStreaming), static_cast<int>(wanted), 1,
             false};
   }
   int slices = 1;
-  if (gradient && clusters) {
+  if (clusters) {
     while (slices < kMaxCluster && (slices * kShapes[kSliceOfCluster].bytes() < bytes || slices < wanted)) slices *= 2;
   }
   return {CrossEntropyRegime::Packs, shape_of(divide_up(bytes, slices), gradient ? kShapeCount : kStreaming), slices, 1,

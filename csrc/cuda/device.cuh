@@ -11,8 +11,10 @@
 #include "cuda_emulation.h"
 #endif
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -35,7 +37,13 @@ __device__ __forceinline__ T& shared() {
 #endif
 }
 
-#ifdef __CUDACC__
+// Of the host: an error is thrown, and does not stay behind for the next one who asks.
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  throw std::runtime_error(std::string("masked_loss: ") + what + ": " + cudaGetErrorString(error));
+}
+
 struct Launch {
   dim3 blocks;
   dim3 threads;
@@ -55,15 +63,27 @@ void launch(void (*kernel)(Parameters...), const Launch& shape, cudaStream_t str
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = shape.cluster_blocks > 1 ? 1 : 0;
-  const auto error = cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...);
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("masked_loss: a CUDA kernel was not launched: ") + cudaGetErrorString(error));
-  }
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...),
+        "a CUDA kernel was not launched");
 }
-#else
-using emulation::Launch;
-using emulation::launch;
-#endif
+
+// Of the host: what the kernel is compiled for, as 90 for compute_90. The current device may be newer, where it
+// compiled the kernel itself from the PTX of an older one: code that `#if __CUDA_ARCH__` leaves out is not there then.
+template <auto kernel>
+int ptx_version() {
+  static std::atomic<int> known[128];  // of each device; 0 where it has not been asked for
+  int device = 0;
+  check(cudaGetDevice(&device), "the CUDA device is not known");
+  const auto ask = [] {
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), "a CUDA kernel was not found");
+    return attributes.ptxVersion;
+  };
+  if (device >= static_cast<int>(std::size(known))) return ask();
+  int version = known[device].load(std::memory_order_relaxed);
+  if (version == 0) known[device].store(version = ask(), std::memory_order_relaxed);
+  return version;
+}
 
 // Of the host.
 inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }

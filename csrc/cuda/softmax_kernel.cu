@@ -107,7 +107,7 @@ struct Line : RowPacks<T> {
     aligned = is_aligned(input + this->head);
     grad_aligned = grad != nullptr && is_aligned(grad + this->head);
     end = static_cast<int>(work.causal_end(r));
-    mask = work.mask == nullptr ? nullptr : reinterpret_cast<const unsigned char*>(work.mask) + offsets[3];
+    mask = work.mask == nullptr ? nullptr : work.mask + offsets[3];
     if (mask != nullptr && work.mask_stride == 0) {
       if (*mask == 0) end = 0;
       mask = nullptr;

@@ -14,7 +14,6 @@ namespace masked_loss::cuda {
 struct Device {
   cudaStream_t stream;
   int multiprocessors;
-  bool clusters;  // of blocks, which read one another's shared memory
 };
 
 // The device of a tensor is the current one while this lives.
@@ -23,13 +22,10 @@ class OnDevice {
   explicit OnDevice(const at::Tensor& tensor) : guard_(tensor.device()) {}
 
   Device device() const {
-    const auto attribute = [&](cudaDeviceAttr name) {
-      int value = 0;
-      C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, guard_.current_device().index()));
-      return value;
-    };
-    return {c10::cuda::getCurrentCUDAStream(), attribute(cudaDevAttrMultiProcessorCount),
-            attribute(cudaDevAttrComputeCapabilityMajor) >= 9};
+    int multiprocessors = 0;
+    C10_CUDA_CHECK(
+        cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, guard_.current_device().index()));
+    return {c10::cuda::getCurrentCUDAStream(), multiprocessors};
   }
 
  private:

@@ -11,7 +11,7 @@ using Mode = CrossEntropyMode;
 struct Case {
   std::int64_t rows, classes;
   int multiprocessors;
-  bool clusters;
+  bool clusters;        // whether the kernels are compiled for them
   bool beside = true;   // classes lie beside one another; otherwise rows do
   int lanes = 0;        // of the regime Lanes, where it is not to be picked
   bool extras = false;  // class mask, class weights, label smoothing, z-loss
@@ -50,11 +50,11 @@ class Problem {
       if (index_[r] < 0) order_[i++] = r;
     }
     if (of.extras) {
-      for (bool& allowed : class_mask_) allowed = random_() % 4 != 0;
+      for (auto& allowed : class_mask_) allowed = mask_byte(random_() % 4 != 0, random_);
       // Rows have an allowed class, which is the target but in one row.
       for (std::int64_t r = 0; r < of.rows; ++r) {
-        if (index_[r] >= 0 && r % 4 != 3) class_mask_[offset(r, index_[r])] = true;
-        class_mask_[offset(r, 0)] = true;
+        if (index_[r] >= 0 && r % 4 != 3) class_mask_[offset(r, index_[r])] = mask_byte(true, random_);
+        class_mask_[offset(r, 0)] = mask_byte(true, random_);
       }
     }
     if (of.probabilities) {
@@ -111,8 +111,8 @@ class Problem {
     work.softmax = softmax_.data();
     call.order = order_.data();
     call.kept = kept_.data();
-    auto regime = pick_cross_entropy_regime(mode, of_.rows, of_.classes, sizeof(T), of_.beside, of_.multiprocessors,
-                                            of_.clusters);
+    emulation::ptx_version = of_.clusters ? 90 : 89;
+    auto regime = pick_cross_entropy_regime(mode, of_.rows, of_.classes, sizeof(T), of_.beside, of_.multiprocessors);
     if (of_.lanes > 0) regime.lanes = of_.lanes;
     Buffer<RowPart<A>> parts(of_.rows * regime.slices);
     call.parts = parts.data();
@@ -209,7 +209,7 @@ class Problem {
   std::mt19937 random_;
   std::size_t elements_;
   Buffer<T> logits_, gradient_;
-  Buffer<bool> class_mask_;
+  Buffer<std::uint8_t> class_mask_;
   Buffer<T> probabilities_;
   Buffer<A> weight_;
   Buffer<std::int64_t> index_, order_, kept_;
@@ -272,6 +272,26 @@ TYPED_TEST(CrossEntropyKernel, RowsInClusters) {
     this->check({kShort ? 3 : 5, bytes / std::int64_t(sizeof(TypeParam)) - 1, 1, true});
   }
   this->check({1, 40000 / std::int64_t(sizeof(TypeParam)), 8, true});
+}
+
+// The GPU has clusters, and has compiled the kernels from the PTX of one that has not.
+TYPED_TEST(CrossEntropyKernel, RowsOfClustersFromOlderPtx) {
+  for (const int bytes : {33000, 135000}) {
+    if (kShort && bytes > 40000) continue;
+    this->check({kShort ? 3 : 5, bytes / std::int64_t(sizeof(TypeParam)) - 1, 1, false}, 0);
+  }
+}
+
+TEST(CrossEntropyRegime, ClustersAreUpToWhatTheKernelsAreCompiledFor) {
+  for (const int version : {75, 80, 89, 90, 100, 120}) {
+    emulation::ptx_version = version;
+    for (const std::int64_t rows : {2048, 20}) {  // of 128 KB
+      const auto regime = pick_cross_entropy_regime(Mode::ForwardGrad, rows, 32000, 4, true, 132);
+      EXPECT_EQ(regime.kind == CrossEntropyRegime::Packs && regime.slices > 1, version >= 90) << version;
+    }
+    EXPECT_EQ(pick_cross_entropy_regime(Mode::Forward, 2048, 32000, 4, true, 132).slices, 1) << version;
+  }
+  emulation::ptx_version = 90;
 }
 
 // Classes that lie apart, as in [B, C, T].

@@ -27,6 +27,13 @@ using std::max;
 using std::min;
 constexpr int warpSize = 32;
 
+// Macros, as CUDA's library, which may be there too, has functions of these names.
+#define cudaGetLastError emulation::get_last_error
+#define cudaGetErrorString emulation::get_error_string
+#define cudaGetDevice emulation::get_device
+#define cudaFuncGetAttributes emulation::get_attributes
+#define cudaLaunchKernelEx emulation::launch
+
 // Where a function is called from, for messages.
 #define EMULATION_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 

@@ -131,6 +131,9 @@ TEST_F(Defects, Launches) {
   expect_error([&] { launch(misaligned_pack, {0, 32}, nullptr, out()); }, "the grid is empty");
   expect_error([&] { launch(misaligned_pack, {1, 32, 1 << 20}, nullptr, out()); }, "227 KiB");
   expect_error([&] { launch(misaligned_pack, {3, 32, 0, 2}, nullptr, out()); }, "blocks that divide the grid");
+  emulation::ptx_version = 89;
+  expect_error([&] { launch(misaligned_pack, {2, 32, 0, 2}, nullptr, out()); }, "for GPUs without clusters");
+  emulation::ptx_version = 90;
 }
 
 TEST_F(Defects, RacesShowInSomeOrder) {

@@ -89,6 +89,9 @@ class Schedule {
 };
 inline Schedule schedule;
 
+// What the kernels are compiled for, as 90 for compute_90. The GPU itself is no older, and has clusters.
+inline int ptx_version = 90;
+
 // How often each kernel has been launched.
 inline std::map<const void*, std::size_t> launches;
 
@@ -380,6 +383,7 @@ inline void Machine::check() const {
   expect(shape.shared_bytes <= 227 * 1024, "a block has at most 227 KiB of shared memory");
   expect(shape.cluster_blocks >= 1 && shape.cluster_blocks <= 8 && blocks.x % shape.cluster_blocks == 0,
          "a cluster has 1 to 8 blocks that divide the grid");
+  expect(shape.cluster_blocks == 1 || ptx_version >= 90, "the kernel is compiled for GPUs without clusters");
 }
 
 inline void Machine::start(Block& block) {
@@ -664,13 +668,40 @@ void check_alignment(const T* address, const Site& site) {
   if (reinterpret_cast<std::uintptr_t>(address) % sizeof(T) != 0) machine.fail(site, "has a misaligned address");
 }
 
+// CUDA's functions for the host. A launch ends with this error, where there is one; mistakes end with an Error instead.
+inline cudaError_t refusal = cudaSuccess;
+inline thread_local cudaError_t last_error = cudaSuccess;
+
+inline cudaError_t get_last_error() { return std::exchange(last_error, cudaSuccess); }
+inline const char* get_error_string(cudaError_t error) { return error == refusal ? "refused" : "unknown"; }
+
+// What is compiled for another version is on another device, so that what was asked of one holds.
+inline cudaError_t get_device(int* device) {
+  *device = ptx_version;
+  return cudaSuccess;
+}
+
+inline cudaError_t get_attributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  attributes->ptxVersion = ptx_version;
+  attributes->binaryVersion = 90;
+  return cudaSuccess;
+}
+
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), const Launch& shape, cudaStream_t, Arguments&&... arguments) {
+cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  if (refusal != cudaSuccess) return last_error = refusal;
+  Launch shape{config->gridDim, config->blockDim, config->dynamicSmemBytes};
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const auto& attribute = config->attrs[i];
+    if (attribute.id == cudaLaunchAttributeClusterDimension) shape.cluster_blocks = attribute.val.clusterDim.x;
+  }
   const std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
   const auto call = [&] { std::apply(kernel, parameters); };
   machine.run(
       shape, reinterpret_cast<const void*>(kernel),
       [](const void* lambda) { (*static_cast<decltype(&call)>(lambda))(); }, &call);
+  return cudaSuccess;
 }
 
 // Adds the kernels that were launched to a file: library or program, offset in it (nm knows the name), and how often.

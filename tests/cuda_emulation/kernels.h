@@ -52,6 +52,13 @@ T element(double x) {
   }
 }
 
+// Of a mask: whatever is not 0 keeps. 0 and 1 are only the most common ones.
+template <class Random>
+std::uint8_t mask_byte(bool keep, Random& random) {
+  constexpr std::uint8_t kept[] = {1, 2, 128, 254, 255};
+  return keep ? kept[random() % std::size(kept)] : 0;
+}
+
 template <class T>
 constexpr double kRounding = std::is_same_v<T, double>          ? 1e-13
                              : std::is_same_v<T, float>         ? 2e-6

@@ -31,7 +31,7 @@ void check(std::int64_t lines, std::int64_t length, bool in_place, bool shared_m
   Buffer<T> value(1);
   value[0] = from_bits<T>(0x0123456789abcdef);
   for (T& x : in) x = from_bits<T>(random());
-  for (auto& m : mask) m = random() % 3 == 0 ? 1 + random() % 255 : 0;
+  for (auto& m : mask) m = mask_byte(random() % 3 == 0, random);
   MaskedFillWork work{};
   if (length > 1) {
     work.lines = make_rows<3>({lines}, {{length}, {length}, {shared_mask ? 1 : length}});

@@ -118,7 +118,7 @@ class Problem {
     for (auto* factor : {&sample_weight_, &share_, &weight_, &coefficient_}) fill(*factor, 0.5, 2);
     // Some packs are not kept at all. What lies where nothing is kept may be anything.
     for (std::size_t i = 0; i < mask_.values().size(); ++i) {
-      mask_.values()[i] = random_() % 2 == 0 || i / 8 % 3 == 0 ? 0 : 1 + random_() % 255;
+      mask_.values()[i] = mask_byte(random_() % 2 != 0 && i / 8 % 3 != 0, random_);
     }
     for (auto* dropping : {&sample_weight_, &share_}) {
       for (A& w : dropping->values()) w = random_() % 5 == 0 ? A(0) : w;
@@ -365,7 +365,7 @@ class PointwiseDivisorKernel : public ::testing::Test {
     Matrix<unsigned char> mask(of.mask, of.sequences, of.length, of.shift);
     Matrix<A> sample_weight(of.sample_weight, of.sequences, of.length, of.shift),
         weight(of.weight, of.sequences, of.length, of.shift);
-    for (auto& m : mask.values()) m = random() % 3;
+    for (auto& m : mask.values()) m = mask_byte(random() % 3 != 0, random);
     for (A& w : sample_weight.values()) w = A(random() % 5) / 4;
     for (A& w : weight.values()) w = A(random() % 7) / 8;
     for (std::int64_t i = of.length; of.mask == Layout::Dense && of.sequences > 1 && i < 2 * of.length; ++i) {

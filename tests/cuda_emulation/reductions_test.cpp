@@ -44,7 +44,7 @@ class MomentsProblem {
     std::normal_distribution<double> normal(mean, 1);
     for (T& x : input_) x = element<T>(normal(random));
     // Some packs are not kept at all.
-    for (std::size_t i = 0; i < mask_.size(); ++i) mask_[i] = random() % 2 == 0 && i / 8 % 3 != 1;
+    for (std::size_t i = 0; i < mask_.size(); ++i) mask_[i] = mask_byte(random() % 2 == 0 && i / 8 % 3 != 1, random);
     if (!of.masked) return;
     // What is nowhere kept may be anything.
     std::vector<bool> read(input_.size());
@@ -109,7 +109,7 @@ class MomentsProblem {
 
   Rows<2> kept_, reduced_;
   Buffer<T> input_;
-  Buffer<unsigned char> mask_;
+  Buffer<std::uint8_t> mask_;
 };
 
 template <class T>
@@ -235,7 +235,7 @@ TYPED_TEST(MomentsKernel, MaskedPacksAreNotRead) {
   for (const bool by_columns : {false, true}) {
     Buffer<TypeParam> input(by_columns ? there * columns : there);
     for (TypeParam& x : input) x = element<TypeParam>(1);
-    Buffer<unsigned char> mask(length);
+    Buffer<std::uint8_t> mask(length);
     std::fill_n(mask.data(), there, 1);
     const auto rows = by_columns ? columns : 1;
     const MomentsWork<TypeParam> work{
@@ -280,13 +280,13 @@ class SpreadKernel : public ::testing::Test {
     Buffer<T> input(n, shift), result(n);
     Buffer<A> wide(n);
     Buffer<A> scale(scales, shift), mean(scales, shift), offset(scales, shift);
-    Buffer<unsigned char> mask(masked ? n : 0, shift);
+    Buffer<std::uint8_t> mask(masked ? n : 0, shift);
     for (T& x : input) x = element<T>(normal(random));
     for (auto* values : {&scale, &mean, &offset}) {
       for (A& x : *values) x = A(normal(random));
     }
     for (std::size_t i = 0; i < mask.size(); ++i) {
-      mask[i] = random() % 2 == 0 || i / 8 % 3 == 0 ? 0 : 1;
+      mask[i] = mask_byte(random() % 2 != 0 && i / 8 % 3 != 0, random);
       if (mask[i] == 0) input[i] = element<T>(std::numeric_limits<double>::quiet_NaN());
     }
     SpreadWork work{n, operand(scale, lines, length), {}, {}, {}, {}, result.data()};

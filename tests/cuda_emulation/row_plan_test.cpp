@@ -42,7 +42,7 @@ class Problem {
       std::int64_t target = random() % kClasses;
       if (of.out_of_range && r % 97 == 13) target = kClasses + 5;
       std::memcpy(target_.data() + r * of.target_bytes, &target, of.target_bytes);
-      if (random() % 3 != 0) mask_[(r + 1) * of.mask_bytes - 1] = 1;  // the highest byte alone
+      mask_[(r + 1) * of.mask_bytes - 1] = mask_byte(random() % 3 != 0, random);  // the highest byte alone
       sample_weight_[r] = random() % 5 == 0 ? A(0) : A(1 + random() % 8) / 4;
       upstream_[r] = A(1 + random() % 3);
     }

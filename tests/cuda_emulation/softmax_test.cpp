@@ -49,7 +49,7 @@ class Problem {
     // Some rows keep nothing, and some packs of others.
     for (std::int64_t r = 0; r < of.rows; ++r) {
       for (std::int64_t c = 0; c < of.classes; ++c) {
-        mask_[mask_offset(r, c)] = r % 4 != 3 && (c / 8 + r) % 3 != 0 && random_() % 3 != 0;
+        mask_[mask_offset(r, c)] = mask_byte(r % 4 != 3 && (c / 8 + r) % 3 != 0 && random_() % 3 != 0, random_);
       }
     }
     if (of.special) {
@@ -218,7 +218,7 @@ class Problem {
   std::int64_t width_;
   std::size_t elements_;
   Buffer<T> input_, grad_, result_;
-  Buffer<bool> mask_;
+  Buffer<std::uint8_t> mask_;
   Buffer<A> reduced_, row_grad_;
 };
 

@@ -12,11 +12,10 @@ namespace masked_loss::cuda {
 struct Device {
   cudaStream_t stream;
   int multiprocessors;
-  bool clusters;
 };
 
 // Few multiprocessors, so that the loops of persistent blocks come round.
-inline Device emulated_device{nullptr, 3, true};
+inline Device emulated_device{nullptr, 3};
 
 class OnDevice {
  public:
