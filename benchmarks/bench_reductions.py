@@ -73,7 +73,9 @@ class Reduction:
             x.grad = None
 
 
-def case(group: str, goals: Dict[str, float], *arguments: object, **kind: object) -> Case:
+def case(
+    group: str, goals: Dict[str, float], *arguments: object, most_memory: Optional[float] = None, **kind: object
+) -> Case:
     """Against the peers that `goals` names; the rest is what Reduction takes."""
     problem = Reduction(*arguments, peers=tuple(goals.keys() - {HUGE_EAGER}), **kind)
     itemsize, written = problem.dtype.itemsize, problem.backward or problem.function == "masked_whiten"
@@ -87,6 +89,7 @@ def case(group: str, goals: Dict[str, float], *arguments: object, **kind: object
         moved=0 if group == "small" else passes + (1 + written) / itemsize,
         floor=COPY if written else READ,
         huge_pages=HUGE_EAGER in goals,
+        most_memory=most_memory,
     )
 
 
@@ -107,4 +110,10 @@ def cases(tiny: bool) -> List[Case]:
         found.append(case("others", eager, "masked_mean", rows, dim))
         found.append(case("others", eager, "masked_mean", rows, dim, torch.bfloat16))
         found.append(case("others", eager, "masked_var", rows, dim))
+    for length in (4, 32):
+        short = (((1 << 10) if tiny else (1 << 24)) // length, length)
+        # Beside a result a count, of eight bytes.
+        found.append(case("others", eager, "masked_mean", short, 1, most_memory=None if tiny else 3.5 / length))
+        found.append(case("others", eager, "masked_mean", short, 1, torch.bfloat16))
+        found.append(case("others", eager, "masked_var", short, 1))
     return found

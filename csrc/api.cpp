@@ -96,8 +96,8 @@ Tensor masked_std(const Tensor& input, const OptionalTensor& mask, const Varianc
   return call<MaskedStd>(input, mask, options);
 }
 
-Tensor masked_whiten(const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
-  return handle_of<MaskedWhiten>().call(input, mask, dim);
+Tensor masked_whiten(const Tensor& input, const OptionalTensor& mask, const WhitenOptions& options) {
+  return call<MaskedWhiten>(input, mask, options);
 }
 
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& value) {

@@ -55,7 +55,7 @@ TORCH_LIBRARY(masked_loss, m) {
   for (const std::string name : {"masked_var", "masked_std"}) {
     def(name + "(Tensor input, Tensor? mask=None, " + kVarianceArguments + ") -> Tensor");
   }
-  def("masked_whiten(Tensor input, Tensor? mask=None, int[1] dim=[]) -> Tensor");
+  def(std::string("masked_whiten(Tensor input, Tensor? mask=None, ") + kWhitenArguments + ") -> Tensor");
   def("_masked_moments(Tensor input, Tensor? mask, int order, int[] dim) -> (Tensor, Tensor, Tensor)");
   def("_masked_spread(Tensor scale, Tensor? input, Tensor? mean, Tensor? offset, Tensor? mask, SymInt[] sizes, "
       "ScalarType dtype) -> "

@@ -42,15 +42,15 @@ struct SumFunction : Function<SumFunction> {
   static constexpr bool is_traceable = true;
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask,
-                        const ReductionOptions& options, bool is_mean) {
+                        const ReductionOptions& options, bool is_mean, at::ScalarType type) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const auto moments = fused_moments(input, mask, 1, options.dim);
-    auto [value, divisor] = finish_sum(moments, input, options, is_mean);
-    ctx->save_for_backward({mask.value_or(Tensor()), divisor});
+    const auto [value, none, count] = fused_moments(input, mask, is_mean, options.dim);
+    const auto result = finished(value, type, options.dim, options.keepdim);
+    ctx->save_for_backward({mask.value_or(Tensor()), is_mean ? count : Tensor()});
     ctx->saved_data["sizes"] = input.sym_sizes();
-    if (value.dim() > 0) ctx->saved_data["reduced"] = std::get<0>(moments).sym_sizes();
+    if (result.dim() > 0) ctx->saved_data["reduced"] = value.sym_sizes();
     ctx->saved_data["type"] = static_cast<std::int64_t>(input.scalar_type());
-    return value;
+    return result;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
@@ -59,8 +59,9 @@ struct SumFunction : Function<SumFunction> {
     const auto type = static_cast<at::ScalarType>(ctx->saved_data["type"].toInt());
     auto share = grads[0].to(accumulation_type(type));
     if (share.dim() > 0) share = share.reshape_symint(ctx->saved_data["reduced"].toSymIntVector());
-    if (saved[1].defined()) share = share / saved[1];
-    return {spread(grads, share, {}, {}, {}, optional(saved[0]), sizes, type), Tensor(), Tensor(), Tensor()};
+    if (saved[1].defined()) share = share / saved[1].clamp_min(1);
+    const auto gradient = spread(grads, share, {}, {}, {}, optional(saved[0]), sizes, type);
+    return {gradient, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -101,9 +102,10 @@ constexpr ReductionSteps kFused{fused_moments, fused_spread};
 struct WhitenFunction : Function<WhitenFunction> {
   static constexpr bool is_traceable = true;
 
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                        at::ScalarType type) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const auto white = whiten_parts(kFused, input, mask, dim);
+    const auto white = whiten_parts(kFused, input, mask, dim, type);
     ctx->save_for_backward({input, mask.value_or(Tensor()), white.mean, white.scale, white.freedom});
     ctx->saved_data["dim"] = dim;
     return white.value;
@@ -115,35 +117,40 @@ struct WhitenFunction : Function<WhitenFunction> {
     const auto mask = optional(saved[1]);
     auto gradient = differentiated_again(grads) ? composed(grads[0], saved[0], mask, dim)
                                                 : fused(grads[0], saved[0], mask, saved[2], saved[3], saved[4], dim);
-    return {gradient, Tensor(), Tensor()};
+    return {gradient, Tensor(), Tensor(), Tensor()};
   }
 
-  static Tensor fused(const Tensor& grad, const Tensor& input, const OptionalTensor& mask, const Tensor& mean,
+  static Tensor fused(const Tensor& given, const Tensor& input, const OptionalTensor& mask, const Tensor& mean,
                       const Tensor& scale, const Tensor& freedom, at::IntArrayRef dim) {
     const auto sizes = input.sym_sizes();
     const auto type = input.scalar_type(), wide = scale.scalar_type();
-    const auto [sum, none, count] = fused_moments(grad, mask, 1, dim);
+    // It has the result's dtype, whose accumulation dtype may be another.
+    const auto grad = accumulation_type(given.scalar_type()) == wide ? given : given.to(wide);
+    const auto share = std::get<0>(fused_moments(grad, mask, 1, dim));
     const auto products = fused_spread(grad.to(wide), input, mean, {}, mask, sizes, wide);
-    const auto along = std::get<0>(fused_moments(products, {}, 1, dim)) * scale.pow(3) / freedom;
+    const auto along = std::get<0>(fused_moments(products, {}, 0, dim)) * scale.pow(3) / freedom;
     const auto offset = fused_spread(along.neg(), input, mean, {}, mask, sizes, wide);
-    return fused_spread(scale, grad, sum / count.clamp_min(1), offset, mask, sizes, type);
+    // Rounded once.
+    const auto computed = grad.scalar_type() == type ? type : wide;
+    return fused_spread(scale, grad, share, offset, mask, sizes, computed).to(type);
   }
 
   static Tensor composed(const Tensor& grad, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
     // An alias: the hooks of the user's tensor are for the gradients that the engine brings to it.
     const auto leaf = input.requires_grad() ? at::alias(input) : input.detach().requires_grad_();
-    const auto white = whiten(kComposite, leaf, mask, dim);
+    const auto white = whiten(kComposite, leaf, mask, {.dim = dim.vec(), .dtype = grad.scalar_type()});
     return torch::autograd::grad({white}, {leaf}, {grad}, std::nullopt, /*create_graph=*/true)[0];
   }
 };
 
 struct Differentiable {
-  static Tensor sum(const Tensor& input, const OptionalTensor& mask, const ReductionOptions& options, bool is_mean) {
-    return SumFunction::apply(input, mask, options, is_mean);
+  static Tensor sum(const Tensor& input, const OptionalTensor& mask, const ReductionOptions& options, bool is_mean,
+                    at::ScalarType type) {
+    return SumFunction::apply(input, mask, options, is_mean, type);
   }
 
-  static Tensor whiten(const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
-    return WhitenFunction::apply(input, mask, dim);
+  static Tensor whiten(const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim, at::ScalarType type) {
+    return WhitenFunction::apply(input, mask, dim, type);
   }
 
   static std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& input, const OptionalTensor& mask, std::int64_t,

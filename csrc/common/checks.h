@@ -43,7 +43,8 @@ RowArguments check_check_targets(const Tensor& target, const c10::SymInt& num_cl
 
 void check_scale_gradient_(const Tensor& gradient, const Tensor& grad);
 
-// MASKED_LOSS_CHECK=1 in the environment: values are checked on devices too, where they have to be waited for.
+// MASKED_LOSS_CHECK=1 in the environment, which is read once: values are checked on devices too, where they have to be
+// waited for.
 bool checks_values();
 
 // Whether values can be looked at without a wait: memory of the CPU, and not that of a fake, functional or wrapped
@@ -80,8 +81,13 @@ at::DimVector check_softmax(const char* op, const Tensor& input, const OptionalT
                             bool causal);
 void check_softmax_grad(const char* op, const Tensor& grad, const Tensor& result);
 
-// Checks a call of a reduction, and gives its input in the dtype that it is computed in.
-Tensor resolve_reduction(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim);
+// A call of a reduction: its input in a dtype that its accumulation dtype follows from, and the dtype of its result.
+struct ResolvedReduction {
+  Tensor input;
+  at::ScalarType type;
+};
+ResolvedReduction resolve_reduction(const char* op, const Tensor& input, const OptionalTensor& mask,
+                                    at::IntArrayRef dim, std::optional<at::ScalarType> dtype);
 
 // Of the inner ops; the dimensions as check_softmax gives them.
 at::DimVector check_moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order, at::IntArrayRef dim);

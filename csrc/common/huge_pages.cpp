@@ -1,45 +1,131 @@
 #include "common/huge_pages.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-
-#if defined(__linux__)
-#include <ATen/EmptyTensor.h>
 #include <c10/core/CPUAllocator.h>
+#include <masked_loss/memory.h>
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
+#include <charconv>
+#include <chrono>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <string_view>
-#include <vector>
-#endif
 
 namespace masked_loss {
-
-#if defined(__linux__)
 namespace {
 
 constexpr std::size_t kPage = 4096, kHugePage = 2 << 20;
 constexpr std::size_t kLarge = 2 * kHugePage;  // bytes from where on an output is large
-constexpr std::size_t kMostKept = 4;           // freed blocks
 
 struct Block {
-  char* data;
-  std::size_t bytes;
+  char* data = nullptr;
+  std::size_t bytes = 0;
+
+  void unmap() const { munmap(data, bytes); }
+};
+
+// The bytes that are kept at most. As torch does with its own variables, what is no number is ignored with a warning.
+std::size_t most_bytes() {
+  constexpr auto variable = "MASKED_LOSS_CACHE_BYTES";
+  constexpr std::size_t by_default = std::size_t{1} << 30;
+  const char* value = std::getenv(variable);
+  if (value == nullptr) return by_default;
+  const std::string_view text(value);
+  std::size_t bytes = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), bytes);
+  if (error == std::errc() && end == text.data() + text.size()) return bytes;
+  TORCH_WARN("Ignoring invalid value for ", variable, ": ", text, ", expected a number of bytes.");
+  return by_default;
+}
+
+// Freed blocks. Whoever does not get the lock at once does without them, as it may be held for ever: a fork copies it
+// as it is, but not the thread that holds it. Nothing is mapped or unmapped under it.
+class Kept {
+ public:
+  // The smallest that is large enough, but no more than twice that; or none.
+  Block take(std::size_t bytes) {
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock) return {};
+    std::size_t found = count_;
+    for (std::size_t i = 0; i < count_; ++i) {
+      const bool fits = blocks_[i].bytes >= bytes && blocks_[i].bytes / 2 <= bytes;
+      if (fits && (found == count_ || blocks_[i].bytes < blocks_[found].bytes)) found = i;
+    }
+    if (found == count_) return {};
+    const Block block = blocks_[found];
+    remove(found);
+    return block;
+  }
+
+  // In the place of those that were freed first. Nothing here can throw: this is what deletes a tensor.
+  void put(const Block& block) noexcept {
+    std::array<Block, kMost + 1> released{block};
+    std::size_t releases = 1;
+    if (block.bytes <= most_bytes_ && madvise(block.data, block.bytes, MADV_FREE) == 0) {
+      const std::unique_lock lock(mutex_, std::try_to_lock);
+      if (lock) {
+        for (releases = 0; count_ == kMost || bytes_ > most_bytes_ - block.bytes; remove(0)) {
+          released[releases++] = blocks_[0];
+        }
+        blocks_[count_++] = block;
+        bytes_ += block.bytes;
+      }
+    }
+    for (std::size_t i = 0; i < releases; ++i) released[i].unmap();
+  }
+
+  // Waits for the lock, which another thread holds no longer than a few comparisons take.
+  void release() {
+    std::array<Block, kMost> released;
+    std::size_t releases = 0;
+    {
+      const std::unique_lock lock(mutex_, std::chrono::milliseconds(100));
+      if (!lock) return;
+      released = blocks_;
+      std::swap(releases, count_);
+      bytes_ = 0;
+    }
+    for (std::size_t i = 0; i < releases; ++i) released[i].unmap();
+  }
+
+ private:
+  static constexpr std::size_t kMost = 4;
+
+  void remove(std::size_t i) {
+    bytes_ -= blocks_[i].bytes;
+    std::move(blocks_.begin() + i + 1, blocks_.begin() + count_--, blocks_.begin() + i);
+  }
+
+  const std::size_t most_bytes_ = most_bytes();
+  std::timed_mutex mutex_;
+  std::array<Block, kMost> blocks_;  // in the order in which they were freed
+  std::size_t count_ = 0, bytes_ = 0;
 };
 
 class HugePages final : public c10::Allocator {
  public:
   c10::DataPtr allocate(std::size_t bytes) override {
-    Block block = take_kept(bytes);
-    if (block.data == nullptr) block = map(bytes);
-    if (block.data == nullptr) return c10::GetDefaultCPUAllocator()->allocate(bytes);
-    c10::profiledCPUMemoryReporter().New(block.data, block.bytes);
-    return {block.data, new Block(block), &release, at::kCPU};
+    auto block = std::make_unique<Block>(kept_.take(bytes));
+    if (block->data == nullptr) *block = map(bytes);
+    if (block->data == nullptr) {
+      // What is kept counts in a limit on the size of the process.
+      kept_.release();
+      *block = map(bytes);
+    }
+    if (block->data == nullptr) return c10::GetDefaultCPUAllocator()->allocate(bytes);
+    c10::profiledCPUMemoryReporter().New(block->data, block->bytes);
+    char* data = block->data;
+    return {data, block.release(), &free, at::kCPU};
   }
 
   void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
+
+  void empty_cache() { kept_.release(); }
 
   // Never destroyed: tensors may outlive static variables.
   static HugePages& get() {
@@ -48,29 +134,11 @@ class HugePages final : public c10::Allocator {
   }
 
  private:
-  static bool is_smaller(const Block& a, const Block& b) { return a.bytes < b.bytes; }
-
-  // The smallest that is large enough, but no more than twice that. Where all are too small, the largest goes: a larger
-  // one is about to replace it.
-  Block take_kept(std::size_t bytes) {
-    const std::lock_guard lock(mutex_);
-    auto found = std::find_if(kept_.begin(), kept_.end(), [&](const Block& block) { return block.bytes >= bytes; });
-    const bool fits = found != kept_.end();
-    if (fits && found->bytes / 2 > bytes) return {nullptr, 0};
-    if (!fits && !kept_.empty()) found = kept_.end() - 1;
-    if (found == kept_.end()) return {nullptr, 0};
-    const Block block = *found;
-    kept_.erase(found);
-    if (fits) return block;
-    munmap(block.data, block.bytes);
-    return {nullptr, 0};
-  }
-
   static Block map(std::size_t bytes) {
     bytes = (bytes + kPage - 1) / kPage * kPage;
     const auto size = bytes + kHugePage;
     void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED) return {nullptr, 0};
+    if (data == MAP_FAILED) return {};
     const auto begin = reinterpret_cast<std::uintptr_t>(data);
     const auto unused = (kHugePage - begin % kHugePage) % kHugePage;
     char* aligned = static_cast<char*>(data) + unused;
@@ -80,28 +148,13 @@ class HugePages final : public c10::Allocator {
     return {aligned, bytes};
   }
 
-  static void release(void* context) {
-    const Block block = *static_cast<Block*>(context);
-    delete static_cast<Block*>(context);
-    c10::profiledCPUMemoryReporter().Delete(block.data);
-    get().keep(block);
+  static void free(void* context) {
+    const std::unique_ptr<Block> block(static_cast<Block*>(context));
+    c10::profiledCPUMemoryReporter().Delete(block->data);
+    get().kept_.put(*block);
   }
 
-  // `kept_` is sorted by size.
-  void keep(const Block& block) {
-    if (madvise(block.data, block.bytes, MADV_FREE) != 0) {
-      munmap(block.data, block.bytes);
-      return;
-    }
-    const std::lock_guard lock(mutex_);
-    kept_.insert(std::upper_bound(kept_.begin(), kept_.end(), block, is_smaller), block);
-    if (kept_.size() <= kMostKept) return;
-    munmap(kept_.front().data, kept_.front().bytes);
-    kept_.erase(kept_.begin());
-  }
-
-  std::mutex mutex_;
-  std::vector<Block> kept_;
+  Kept kept_;
 };
 
 bool uses_huge_pages(std::size_t bytes) {
@@ -127,10 +180,7 @@ at::Tensor empty_output(const at::Tensor& like) {
   return at::detail::empty_strided_generic(shape.sizes(), shape.strides(), &HugePages::get(),
                                            c10::DispatchKeySet(c10::DispatchKey::CPU), like.scalar_type());
 }
-#else
-at::Tensor empty_output(at::IntArrayRef sizes, at::ScalarType type) { return at::empty(sizes, type); }
 
-at::Tensor empty_output(const at::Tensor& like) { return at::empty_like(like); }
-#endif
+void empty_cache() { HugePages::get().empty_cache(); }
 
 }  // namespace masked_loss

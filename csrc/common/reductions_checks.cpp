@@ -4,23 +4,54 @@
 
 namespace masked_loss {
 
-Tensor resolve_reduction(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
-  check_kept(op, input, mask);
+namespace {
+
+void check_reduced(const char* op, const Tensor& input, const OptionalTensor& mask) {
+  check_layout(op, "input", input);
+  if (!mask) return;
+  check_beside(op, "mask", *mask, "input", input);
+  check_mask_dtype(op, "mask", *mask, "; a mean by weights is masked_sum(input * weights) / masked_sum(weights)");
+  check_broadcast(op, "mask", *mask, input.sym_sizes(), "input");
+}
+
+bool is_integral(at::ScalarType type) { return at::isIntegralType(type, /*includeBool=*/true); }
+
+bool is_wide(at::ScalarType type) { return accumulation_type(type) == at::kDouble; }
+
+// torch's sum alone is of integers too.
+void check_result_dtype(const char* op, at::ScalarType type, bool is_sum) {
+  const bool floating = type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
+  TORCH_CHECK_TYPE(floating || (is_sum && is_integral(type)), op, ": expected a ", is_sum ? "real" : "floating",
+                   " dtype, got ", type);
+}
+
+}  // namespace
+
+ResolvedReduction resolve_reduction(const char* op, const Tensor& input, const OptionalTensor& mask,
+                                    at::IntArrayRef dim, std::optional<at::ScalarType> dtype) {
+  check_reduced(op, input, mask);
+  check_mask_values(op, "mask", mask);  // in the op's name; compiled calls have it in that of the inner one
   wrapped_dims(op, dim, input.dim());
-  TORCH_CHECK_TYPE(!input.is_complex(), op, ": expected real input, got ", input.scalar_type());
+  const auto given = input.scalar_type();
+  TORCH_CHECK_TYPE(!input.is_complex(), op, ": expected real input, got ", given);
+  const bool is_sum = std::string_view(op) == MaskedSum::op, is_mean = std::string_view(op) == MaskedMean::op;
+  if (!is_integral(given) || !(is_sum || is_mean)) check_floating(op, "input", input);
+  if (dtype) check_result_dtype(op, *dtype, is_sum);
   // torch's sum alone takes integers, and alone is float32 under autocast, but on the CPU.
-  if (std::string_view(op) != MaskedSum::op) {
-    check_floating(op, "input", input);
-    return input;
-  }
-  if (!at::isIntegralType(input.scalar_type(), /*includeBool=*/true)) check_floating(op, "input", input);
-  return input.is_cpu() ? input : input.to(result_type(input));
+  const auto type = dtype                       ? *dtype
+                    : is_integral(given)        ? (is_sum ? at::kLong : at::get_default_dtype_as_scalartype())
+                    : is_sum && !input.is_cpu() ? result_type(input)
+                                                : given;
+  // As torch: elements become integers before they are added, and double is exact only from the elements on.
+  if (is_integral(type)) return {is_integral(given) && type != at::kBool ? input : input.to(type), type};
+  const bool widened = is_wide(type) && given != at::kDouble && !(is_sum && is_integral(given));
+  return {widened ? input.to(at::kDouble) : input, type};
 }
 
 at::DimVector check_moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order, at::IntArrayRef dim) {
   constexpr auto op = "_masked_moments";
-  check_kept(op, input, mask);
-  TORCH_CHECK_VALUE(order == 1 || order == 2, op, ": expected order to be 1 or 2, got ", order);
+  check_reduced(op, input, mask);
+  TORCH_CHECK_VALUE(order >= 0 && order <= 2, op, ": expected order in [0, 2], got ", order);
   return wrapped_dims(op, dim, input.dim());
 }
 

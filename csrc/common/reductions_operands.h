@@ -1,5 +1,7 @@
 #pragma once
 
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 
 #include "checks.h"
@@ -27,14 +29,31 @@ MomentsWork<T> make_moments_work(const Tensor& input, const Tensor& mask, at::In
           mask.defined() ? static_cast<const std::uint8_t*>(mask.const_data_ptr()) : nullptr};
 }
 
-// The sizes of what is reduced to 1.
-template <class Sizes>
-auto reduced_sizes(const Sizes& sizes, at::IntArrayRef dims) {
-  auto result = sizes;
+// (first, second, count) of the moments over `dims`; what their order lacks has no elements.
+inline std::tuple<Tensor, Tensor, Tensor> empty_moments(const Tensor& input, std::int64_t order, at::IntArrayRef dims) {
+  c10::SymDimVector sizes(input.sym_sizes());
   for (const auto d : dims) {
-    if (!result.empty()) result[d] = 1;
+    if (!sizes.empty()) sizes[d] = 1;
   }
-  return result;
+  const auto from_order = [&](std::int64_t first, at::ScalarType type) {
+    const auto options = input.options().dtype(type);
+    return order >= first ? at::empty_symint(sizes, options) : at::empty({0}, options);
+  };
+  const auto type = accumulation_type(input.scalar_type());
+  return {from_order(0, type), from_order(2, type), from_order(1, at::kLong)};
+}
+
+// Where kernels write them; a pointer is null where there are no elements.
+template <class A>
+MomentsResult<A> moments_result(const std::tuple<Tensor, Tensor, Tensor>& moments, std::int64_t order) {
+  const auto& [first, second, count] = moments;
+  return {first.mutable_data_ptr<A>(), order < 2 ? nullptr : second.mutable_data_ptr<A>(),
+          order < 1 ? nullptr : count.mutable_data_ptr<std::int64_t>()};
+}
+
+// What `spread` reads its input as: the result's dtype, or one whose accumulation dtype that is.
+inline at::ScalarType spread_input_type(const OptionalTensor& input, at::ScalarType type) {
+  return input && accumulation_type(input->scalar_type()) == type ? input->scalar_type() : type;
 }
 
 }  // namespace masked_loss

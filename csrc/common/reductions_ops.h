@@ -7,16 +7,23 @@
 namespace masked_loss {
 
 inline auto fields(const ReductionOptions& options) {
-  const auto& [dim, keepdim] = options;
-  return std::tie(dim, keepdim);
+  const auto& [dim, keepdim, dtype] = options;
+  return std::tie(dim, keepdim, dtype);
 }
-inline constexpr auto kReductionArguments = "int[1] dim=[], bool keepdim=False";
+inline constexpr auto kReductionArguments = "int[1] dim=[], bool keepdim=False, ScalarType? dtype=None";
 
 inline auto fields(const VarianceOptions& options) {
-  const auto& [dim, keepdim, correction] = options;
-  return std::tie(dim, keepdim, correction);
+  const auto& [dim, keepdim, correction, dtype] = options;
+  return std::tie(dim, keepdim, correction, dtype);
 }
-inline constexpr auto kVarianceArguments = "int[1] dim=[], bool keepdim=False, float correction=1.";
+inline constexpr auto kVarianceArguments =
+    "int[1] dim=[], bool keepdim=False, float correction=1., ScalarType? dtype=None";
+
+inline auto fields(const WhitenOptions& options) {
+  const auto& [dim, dtype] = options;
+  return std::tie(dim, dtype);
+}
+inline constexpr auto kWhitenArguments = "int[1] dim=[], ScalarType? dtype=None";
 
 struct MaskedSum : Carry<ReductionOptions, Tensor, const Tensor&, const OptionalTensor&> {
   static constexpr auto op = "masked_sum", name = "masked_loss::masked_sum";
@@ -30,14 +37,13 @@ struct MaskedVar : Carry<VarianceOptions, Tensor, const Tensor&, const OptionalT
 struct MaskedStd : Carry<VarianceOptions, Tensor, const Tensor&, const OptionalTensor&> {
   static constexpr auto op = "masked_std", name = "masked_loss::masked_std";
 };
-
-struct MaskedWhiten {
+struct MaskedWhiten : Carry<WhitenOptions, Tensor, const Tensor&, const OptionalTensor&> {
   static constexpr auto op = "masked_whiten", name = "masked_loss::masked_whiten";
-  using Signature = Tensor(const Tensor&, const OptionalTensor&, at::IntArrayRef);
 };
 
-// Of what is kept: order 1 -> (sum, nothing, count), order 2 -> (mean, sum of squared deviations from it, count). In
-// the accumulation dtype, the count in int64; what is reduced stays with a size of 1.
+// Of what is kept: order 0 -> (sum, nothing, nothing), order 1 -> (mean, nothing, count), order 2 -> (mean, sum of
+// squared deviations from it, count). In the accumulation dtype, the count in int64; what is reduced stays with a size
+// of 1.
 struct MaskedMoments {
   static constexpr auto name = "masked_loss::_masked_moments";
   using Signature = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const OptionalTensor&, std::int64_t,

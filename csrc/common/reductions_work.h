@@ -14,4 +14,13 @@ struct MomentsWork {
   const std::uint8_t* mask;  // or null; a byte each, which keeps where it is not 0
 };
 
+// Where the moments of every kept row go, one after the other. Of order 0 there is the first alone, of order 1 no
+// second.
+template <class A>
+struct MomentsResult {
+  A* first;
+  A* second;
+  std::int64_t* count;
+};
+
 }  // namespace masked_loss

@@ -24,12 +24,6 @@ Tensor without_dims(const Tensor& reduced, at::IntArrayRef dim, bool keepdim) {
   return dim.empty() ? reduced.squeeze(every_dim(reduced.dim())) : reduced.squeeze(dim);
 }
 
-Tensor finished(const Tensor& value, const Tensor& input, at::IntArrayRef dim, bool keepdim) {
-  const auto reduced = without_dims(value, dim, keepdim);
-  // Below autograd an op must not return its input, as Tensor::to may.
-  return reduced.scalar_type() == input.scalar_type() ? reduced : reduced.to(input.scalar_type());
-}
-
 // What sums of squares are divided by: variances are 0 of nothing, NaN of no more elements than the correction.
 Tensor freedom_of(const Tensor& count, at::ScalarType type, double correction) {
   const auto freedom = (count.to(type) - correction).clamp_min(0);
@@ -40,10 +34,13 @@ Tensor variance(const Tensor& squares, const Tensor& count, double correction) {
   return squares / freedom_of(count, squares.scalar_type(), correction);
 }
 
-Tensor reduce_to_sum(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask,
+Tensor reduce_to_sum(const ReductionSteps& by, const ResolvedReduction& of, const OptionalTensor& mask,
                      const ReductionOptions& options, bool is_mean) {
-  if (by.sum != nullptr) return by.sum(input, mask, options, is_mean);
-  return finish_sum(by.moments(input, mask, 1, options.dim), input, options, is_mean).value;
+  const auto& [input, type] = of;
+  const bool is_integral = at::isIntegralType(input.scalar_type(), /*includeBool=*/true);
+  if (by.sum != nullptr && !is_integral) return by.sum(input, mask, options, is_mean, type);
+  const auto moments = is_integral ? composite_moments : by.moments;
+  return finished(std::get<0>(moments(input, mask, is_mean, options.dim)), type, options.dim, options.keepdim);
 }
 
 }  // namespace
@@ -54,12 +51,21 @@ std::tuple<Tensor, Tensor, Tensor> composite_moments(const Tensor& input, const 
   const auto keep = kept_elements(input, mask);
   const auto type = input.scalar_type();
   const auto x = kept_or(keep, at::isFloatingType(type) ? input.to(accumulation_type(type)) : input, 0);
+  const auto sum = x.sum(dims, /*keepdim=*/true);
+  const auto integers = input.options().dtype(at::kLong);
+  if (order == 0) return {sum, at::empty({0}, sum.options()), at::empty({0}, integers)};
   const auto counted = keep.defined() ? keep : at::ones_like(input, input.options().dtype(at::kBool));
   const auto count = counted.sum(dims, /*keepdim=*/true);
-  const auto sum = x.sum(dims, /*keepdim=*/true);
-  if (order == 1) return {sum, at::empty({0}, sum.options()), count};
   const auto mean = sum / count.clamp_min(1);
-  return {mean, kept_or(keep, x - mean, 0).square().sum(dims, /*keepdim=*/true), count};
+  if (order == 1) return {mean, at::empty({0}, mean.options()), count};
+  // Around a constant: the derivative by way of the mean is a sum that cancels, unless it overflows. The last term is
+  // 0, and so is its derivative; its second derivative is that of the mean.
+  const auto center = mean.detach();
+  const auto off = at::where(center.isfinite(), mean - center, at::zeros_like(mean));
+  const auto deviation = kept_or(keep, x - center, 0);
+  // A product, as the derivative of a square doubles the deviation first.
+  const auto squares = (deviation * deviation).sum(dims, /*keepdim=*/true);
+  return {mean, squares - count * off.square(), count};
 }
 
 Tensor composite_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
@@ -72,59 +78,58 @@ Tensor composite_spread(const Tensor& scale, const OptionalTensor& input, const 
   return kept_or(keep, offset ? value + *offset : value, 0).to(type);
 }
 
-FinishedSum finish_sum(const std::tuple<Tensor, Tensor, Tensor>& moments, const Tensor& input,
-                       const ReductionOptions& options, bool is_mean) {
-  const auto& [sum, none, count] = moments;
-  const auto divisor = is_mean ? count.clamp_min(1) : Tensor();
-  return {finished(is_mean ? sum / divisor : sum, input, options.dim, options.keepdim), divisor};
+Tensor finished(const Tensor& value, at::ScalarType type, at::IntArrayRef dim, bool keepdim) {
+  const auto reduced = without_dims(value, dim, keepdim);
+  // Below autograd an op must not return its input, as Tensor::to may.
+  return reduced.scalar_type() == type ? reduced : reduced.to(type);
 }
 
 Tensor reduce_sum(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
                   const ReductionOptions& options) {
-  const auto input = resolve_reduction(MaskedSum::op, given, mask, options.dim);
-  if (!at::isFloatingType(input.scalar_type())) {
-    const auto sum = std::get<0>(composite_moments(input, mask, 1, options.dim));
-    return without_dims(sum, options.dim, options.keepdim);
-  }
-  return reduce_to_sum(by, input, mask, options, /*is_mean=*/false);
+  const auto resolved = resolve_reduction(MaskedSum::op, given, mask, options.dim, options.dtype);
+  return reduce_to_sum(by, resolved, mask, options, /*is_mean=*/false);
 }
 
 Tensor reduce_mean(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
                    const ReductionOptions& options) {
-  const auto input = resolve_reduction(MaskedMean::op, given, mask, options.dim);
-  return reduce_to_sum(by, input, mask, options, /*is_mean=*/true);
+  const auto resolved = resolve_reduction(MaskedMean::op, given, mask, options.dim, options.dtype);
+  return reduce_to_sum(by, resolved, mask, options, /*is_mean=*/true);
 }
 
 Tensor reduce_var(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
                   const VarianceOptions& options) {
-  const auto input = resolve_reduction(MaskedVar::op, given, mask, options.dim);
+  const auto [input, type] = resolve_reduction(MaskedVar::op, given, mask, options.dim, options.dtype);
   const auto [mean, squares, count] = by.moments(input, mask, 2, options.dim);
-  return finished(variance(squares, count, options.correction), input, options.dim, options.keepdim);
+  return finished(variance(squares, count, options.correction), type, options.dim, options.keepdim);
 }
 
 Tensor reduce_std(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
                   const VarianceOptions& options) {
-  const auto input = resolve_reduction(MaskedStd::op, given, mask, options.dim);
+  const auto [input, type] = resolve_reduction(MaskedStd::op, given, mask, options.dim, options.dtype);
   const auto [mean, squares, count] = by.moments(input, mask, 2, options.dim);
   const auto var = variance(squares, count, options.correction);
   // The root of 0 has no derivative; as in torch, its gradient is 0.
   const auto zero = var.eq(0), root = at::where(zero, at::ones_like(var), var).sqrt();
-  return finished(at::where(zero, at::zeros_like(var), root), input, options.dim, options.keepdim);
+  return finished(at::where(zero, at::zeros_like(var), root), type, options.dim, options.keepdim);
 }
 
-Whitened whiten_parts(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
+Whitened whiten_parts(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                      at::ScalarType type) {
   const auto [mean, squares, count] = by.moments(input, mask, 2, dim);
   const auto freedom = freedom_of(count, squares.scalar_type(), 1);
   const auto scale = (squares / freedom + kEpsilon).rsqrt();
-  return {by.spread(scale, input, mean, {}, mask, input.sym_sizes(), input.scalar_type()), mean, scale, freedom};
+  // Rounded once: in the input's dtype only if that is the result's.
+  const auto computed = type == input.scalar_type() ? type : scale.scalar_type();
+  const auto value = by.spread(scale, input, mean, {}, mask, input.sym_sizes(), computed);
+  return {computed == type ? value : value.to(type), mean, scale, freedom};
 }
 
-Tensor whiten(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask, at::IntArrayRef dim) {
-  auto input = resolve_reduction(MaskedWhiten::op, given, mask, dim);
-  if (by.whiten != nullptr) return by.whiten(input, mask, dim);
+Tensor whiten(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask, const WhitenOptions& options) {
+  const auto [input, type] = resolve_reduction(MaskedWhiten::op, given, mask, options.dim, options.dtype);
+  if (by.whiten != nullptr) return by.whiten(input, mask, options.dim, type);
   // The gradient has several terms, which are added before they are rounded.
-  if (is_differentiated(input)) input = input.to(accumulation_type(input.scalar_type()));
-  return whiten_parts(by, input, mask, dim).value.to(given.scalar_type());
+  const auto wide = is_differentiated(input) ? input.to(accumulation_type(input.scalar_type())) : input;
+  return whiten_parts(by, wide, mask, options.dim, type).value;
 }
 
 }  // namespace masked_loss

@@ -12,12 +12,8 @@ Tensor composite_spread(const Tensor& scale, const OptionalTensor& input, const 
                         const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
                         at::ScalarType type);
 
-// A sum or a mean in the input's dtype from the moments of order 1, and what a mean is divided by.
-struct FinishedSum {
-  Tensor value, divisor;
-};
-FinishedSum finish_sum(const std::tuple<Tensor, Tensor, Tensor>& moments, const Tensor& input,
-                       const ReductionOptions& options, bool is_mean);
+// A result in its dtype, from what was computed, of which each dimension is left.
+Tensor finished(const Tensor& value, at::ScalarType type, at::IntArrayRef dim, bool keepdim);
 
 // What whitens, and its parts in the accumulation dtype.
 struct Whitened {
@@ -32,9 +28,9 @@ struct ReductionSteps {
                    const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
                    at::ScalarType type);
   // Ops as a whole, where that takes less than their parts; or null.
-  Tensor (*sum)(const Tensor& input, const OptionalTensor& mask, const ReductionOptions& options,
-                bool is_mean) = nullptr;
-  Tensor (*whiten)(const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) = nullptr;
+  Tensor (*sum)(const Tensor& input, const OptionalTensor& mask, const ReductionOptions& options, bool is_mean,
+                at::ScalarType type) = nullptr;
+  Tensor (*whiten)(const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim, at::ScalarType type) = nullptr;
 };
 
 Tensor reduce_sum(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask,
@@ -45,9 +41,10 @@ Tensor reduce_var(const ReductionSteps& by, const Tensor& input, const OptionalT
                   const VarianceOptions& options);
 Tensor reduce_std(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask,
                   const VarianceOptions& options);
-Tensor whiten(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim);
-// The value in the input's dtype.
-Whitened whiten_parts(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim);
+Tensor whiten(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask, const WhitenOptions& options);
+// The value in that dtype.
+Whitened whiten_parts(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                      at::ScalarType type);
 
 // Registers the public ops, which do what Steps::of(input) says.
 template <class Steps>
@@ -57,17 +54,13 @@ struct Reductions {
     return reduce(Steps::of(input), input, mask, options);
   }
 
-  static Tensor masked_whiten(const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
-    return whiten(Steps::of(input), input, mask, dim);
-  }
-
   template <class Library>
   static void implement(Library& m) {
     m.impl(MaskedSum::op, MaskedSum::kernel<op<reduce_sum, ReductionOptions>>);
     m.impl(MaskedMean::op, MaskedMean::kernel<op<reduce_mean, ReductionOptions>>);
     m.impl(MaskedVar::op, MaskedVar::kernel<op<reduce_var, VarianceOptions>>);
     m.impl(MaskedStd::op, MaskedStd::kernel<op<reduce_std, VarianceOptions>>);
-    m.impl(MaskedWhiten::op, masked_whiten);
+    m.impl(MaskedWhiten::op, MaskedWhiten::kernel<op<whiten, WhitenOptions>>);
   }
 };
 

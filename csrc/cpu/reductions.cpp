@@ -29,90 +29,130 @@ const ReductionsKernels& kernels() {
   return picked;
 }
 
-using Results = std::vector<Moments>;
-
 Moments merge(const Moments& a, const Moments& b, int order) {
-  return order == 1 ? masked_loss::merge<1>(a, b) : masked_loss::merge<2>(a, b);
+  return order == 2 ? masked_loss::merge<2>(a, b) : masked_loss::merge<1>(a, b);
 }
 
+// Where the results of the kept rows go.
+template <class A>
+struct Destination {
+  MomentsResult<A> result;
+  int order;
+
+  void give(std::int64_t row, const Moments& moments) const {
+    const auto first = static_cast<A>(moments.first);
+    result.first[row] = order == 1 && moments.count > 0 ? first / static_cast<A>(moments.count) : first;
+    if (order > 0) result.count[row] = moments.count;
+    if (order == 2) result.second[row] = static_cast<A>(moments.second);
+  }
+
+  // Of parts [part][row] that are merged in their order.
+  void give_merged(const std::vector<Moments>& partial, std::int64_t parts, std::int64_t rows) const {
+    for (std::int64_t row = 0; row < rows; ++row) {
+      Moments merged;
+      for (std::int64_t part = 0; part < parts; ++part) merged = merge(merged, partial[part * rows + row], order);
+      give(row, merged);
+    }
+  }
+};
+
 // The reduced elements of a result lie in lines: short ones share a task, and long ones are split into several.
-template <class T>
-void reduce_lines(const MomentsWork<T>& work, int order, Results& results) {
+template <class T, class A>
+void reduce_lines(const MomentsWork<T>& work, const Destination<A>& to) {
   const auto& kernel = kernels().of<T>();
   const auto rows = work.kept.count, length = work.reduced.count;
-  const auto parts = std::max<std::int64_t>(1, divide_up(length, kChunk));
-  const auto together = std::max<std::int64_t>(1, kChunk / std::max<std::int64_t>(1, length));
-  Results partial(rows * parts);
+  const auto parts = divide_up(length, kChunk), together = std::max<std::int64_t>(1, kChunk / length);
+  std::vector<Moments> partial(parts > 1 ? rows * parts : 0);
   run_tasks(divide_up(rows * parts, together), [&] {
     return [&](std::int64_t task) {
       for (auto i = task * together; i < std::min(rows * parts, (task + 1) * together); ++i) {
-        const auto begin = i % parts * kChunk;
-        partial[i] = kernel.line(work, order, i / parts, begin, std::min(length, begin + kChunk));
+        const auto row = i / parts, part = i % parts, begin = part * kChunk;
+        const auto moments = kernel.line(work, to.order, row, begin, std::min(length, begin + kChunk));
+        if (parts > 1) {
+          partial[part * rows + row] = moments;
+        } else {
+          to.give(row, moments);
+        }
       }
     };
   });
-  for (std::int64_t i = 0; i < rows * parts; ++i) results[i / parts] = merge(results[i / parts], partial[i], order);
+  if (parts > 1) to.give_merged(partial, parts, rows);
 }
 
-// Results whose elements lie beside one another are lanes.
-template <class T>
-void reduce_lanes(const MomentsWork<T>& work, int order, Results& results) {
+// Results whose elements lie beside one another are lanes: short runs of them share a task, and where there are few
+// results, their elements are split.
+template <class T, class A>
+void reduce_lanes(const MomentsWork<T>& work, const Destination<A>& to) {
   const auto& kernel = kernels().of<T>();
-  const auto inner = work.kept.sizes[work.kept.dims - 1], runs = work.kept.count / inner;
-  const auto blocks = divide_up(inner, kMomentLanes), length = work.reduced.count;
-  const auto rows_together = std::max<std::int64_t>(1, 4 * kChunk / std::min(inner, kMomentLanes));
-  const auto parts = runs * blocks >= kEnoughTasks ? 1 : std::max<std::int64_t>(1, divide_up(length, rows_together));
-  const auto per_part = divide_up(length, parts);
-  Results partial(parts * work.kept.count);
-  run_tasks(runs * blocks * parts, [&] {
-    return [&](std::int64_t task) {
-      const auto part = task % parts, block = task / parts % blocks, run = task / parts / blocks;
-      const auto lane = block * kMomentLanes, row = run * inner + lane;
-      kernel.lanes(work, order, row, std::min(kMomentLanes, inner - lane), part * per_part,
-                   std::min(length, (part + 1) * per_part), partial.data() + part * work.kept.count + row);
+  const auto rows = work.kept.count, inner = work.kept.sizes[work.kept.dims - 1], length = work.reduced.count;
+  const auto blocks = divide_up(inner, kMomentLanes), across = std::min(inner, kMomentLanes);
+  const auto runs = rows / inner * blocks;
+  const auto parts = std::clamp<std::int64_t>(divide_up(length * across, 4 * kChunk), 1, divide_up(kEnoughTasks, runs));
+  const auto per_part = divide_up(length, parts), together = std::max<std::int64_t>(1, kChunk / (across * per_part));
+  std::vector<Moments> partial(parts > 1 ? rows * parts : 0);
+  run_tasks(divide_up(runs * parts, together), [&] {
+    return [&, moments = std::vector<Moments>(across)](std::int64_t task) mutable {
+      for (auto i = task * together; i < std::min(runs * parts, (task + 1) * together); ++i) {
+        const auto part = i % parts, block = i / parts % blocks, lane = block * kMomentLanes;
+        const auto row = i / parts / blocks * inner + lane, count = std::min(kMomentLanes, inner - lane);
+        kernel.lanes(work, to.order, row, count, part * per_part, std::min(length, (part + 1) * per_part),
+                     moments.data());
+        if (parts > 1) {
+          std::copy_n(moments.begin(), count, partial.begin() + part * rows + row);
+        } else {
+          for (std::int64_t w = 0; w < count; ++w) to.give(row + w, moments[w]);
+        }
+      }
     };
   });
-  for (std::int64_t part = 0; part < parts; ++part) {
-    for (std::int64_t row = 0; row < work.kept.count; ++row) {
-      results[row] = merge(results[row], partial[part * work.kept.count + row], order);
-    }
-  }
+  if (parts > 1) to.give_merged(partial, parts, rows);
 }
 
-template <class T>
-bool by_lanes(const MomentsWork<T>& work) {
-  constexpr std::int64_t few = 8;
+// Results of a few elements each, wherever they lie, are lanes of tiles.
+template <class T, class A>
+void reduce_tiles(const MomentsWork<T>& work, const Destination<A>& to) {
+  const auto& kernel = kernels().of<T>();
+  const auto rows = work.kept.count, tile = moment_tile(work.reduced.count);
+  const auto together = std::max<std::int64_t>(1, kChunk / (tile * work.reduced.count));
+  run_tasks(divide_up(rows, tile * together), [&] {
+    return [&, moments = std::vector<Moments>(tile)](std::int64_t task) mutable {
+      const auto end = std::min(rows, (task + 1) * together * tile);
+      for (auto row = task * together * tile; row < end; row += tile) {
+        const auto count = std::min(tile, end - row);
+        kernel.tile(work, to.order, row, count, moments.data());
+        for (std::int64_t w = 0; w < count; ++w) to.give(row + w, moments[w]);
+      }
+    };
+  });
+}
+
+template <class T, class A>
+void reduce(const MomentsWork<T>& work, const Destination<A>& to) {
+  constexpr std::int64_t few = 8;  // lanes
   const auto last = work.kept.dims - 1, reduced = work.reduced.dims - 1;
-  if (last < 0 || reduced < 0 || work.reduced.strides[0][reduced] == 1) return false;
-  return work.kept.strides[0][last] == 1 && work.kept.sizes[last] >= few;
+  const bool beside = last >= 0 && work.kept.strides[0][last] == 1 && reduced >= 0 &&
+                      work.reduced.strides[0][reduced] != 1 && work.kept.sizes[last] >= few;
+  const bool fills_lanes = beside && work.kept.sizes[last] >= kMomentTileElements;
+  if (work.reduced.count <= kMomentTileElements && !fills_lanes) return reduce_tiles(work, to);
+  beside ? reduce_lanes(work, to) : reduce_lines(work, to);
 }
 
 std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& given, const OptionalTensor& given_mask,
                                                   std::int64_t order, at::IntArrayRef dim) {
   const auto dims = check_moments(given, given_mask, order, dim);
-  const auto options = given.options().dtype(accumulation_type(given.scalar_type()));
-  const auto sizes = reduced_sizes(at::DimVector(given.sizes()), dims);
-  const auto first = at::empty(sizes, options),
-             second = order == 1 ? at::empty({0}, options) : at::empty(sizes, options);
-  const auto count = at::empty(sizes, options.dtype(at::kLong));
+  check_mask_values("_masked_moments", "mask", given_mask);
+  const auto moments = empty_moments(given, order, dims);
   const auto input = given.dim() == 0 ? given.unsqueeze(0) : given;
   const auto mask = given_mask ? byte_mask(*given_mask).expand(input.sizes()) : Tensor();
-  Results results(count.numel());
   dispatch(input.scalar_type(), [&](auto t) {
     using T = decltype(t);
     using A = Accumulation<T>;
+    const Destination<A> to{moments_result<A>(moments, order), static_cast<int>(order)};
     const auto work = make_moments_work<T>(input, mask, dims);
-    if (input.numel() > 0) (by_lanes(work) ? reduce_lanes<T> : reduce_lines<T>)(work, order, results);
-    auto* firsts = first.template mutable_data_ptr<A>();
-    auto* seconds = order == 1 ? nullptr : second.template mutable_data_ptr<A>();
-    auto* counts = count.template mutable_data_ptr<std::int64_t>();
-    for (std::size_t i = 0; i < results.size(); ++i) {
-      counts[i] = results[i].count;
-      firsts[i] = static_cast<A>(results[i].first);
-      if (seconds != nullptr) seconds[i] = static_cast<A>(results[i].second);
-    }
+    if (input.numel() > 0) return reduce(work, to);
+    for (std::int64_t row = 0; row < work.kept.count; ++row) to.give(row, {});
   });
-  return {first, second, count};
+  return moments;
 }
 
 Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
@@ -122,6 +162,7 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
   const auto sizes = C10_AS_INTARRAYREF_SLOW(symbolic_sizes);
   auto result = empty_output(sizes, type);
   const auto accumulation = accumulation_type(type);
+  const auto read_as = spread_input_type(input, type);
   at::TensorIteratorConfig config;
   config.set_check_mem_overlap(false).check_all_same_dtype(false).resize_outputs(false).add_output(result);
   int operands = 0;
@@ -130,19 +171,20 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
     config.add_owned_const_input(to == at::kBool ? byte_mask(*tensor) : tensor->to(to));
     return ++operands;
   };
-  const int of_scale = add(scale, accumulation), of_input = add(input, type), of_mean = add(mean, accumulation),
+  const int of_scale = add(scale, accumulation), of_input = add(input, read_as), of_mean = add(mean, accumulation),
             of_offset = add(offset, accumulation), of_mask = add(mask, at::kBool);
   auto iterator = config.build();
   const bool past_cache = static_cast<std::int64_t>(result.nbytes()) >= kPastCache;
-  dispatch(type, [&](auto t) {
-    const auto& kernel = kernels().template of<decltype(t)>();
+  dispatch(read_as, [&](auto t) {
+    const auto& kernels_of_type = kernels().template of<decltype(t)>();
+    const auto spread = read_as == type ? kernels_of_type.spread : kernels_of_type.spread_wide;
     iterator.for_each([&](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t lines) {
       for (std::int64_t i = 0; i < lines; ++i) {
         const auto line = [&](int k) { return data[k] + i * strides[operands + 1 + k]; };
         const auto given = [&](int k) -> const char* { return k == 0 ? nullptr : line(k); };
-        kernel.spread({line(0), line(of_scale), given(of_input), given(of_mean), given(of_offset), given(of_mask),
-                       strides[0], strides[of_scale], strides[of_input], strides[of_mean], strides[of_offset],
-                       strides[of_mask], n, past_cache});
+        spread({line(0), line(of_scale), given(of_input), given(of_mean), given(of_offset), given(of_mask), strides[0],
+                strides[of_scale], strides[of_input], strides[of_mean], strides[of_offset], strides[of_mask], n,
+                past_cache});
       }
     });
   });

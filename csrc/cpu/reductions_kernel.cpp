@@ -2,6 +2,8 @@
 // one copy for all of them.
 #include "cpu/reductions_kernel.h"
 
+#include <cmath>
+
 #include "common/accumulation.h"
 #include "cpu/blocks.h"
 
@@ -42,8 +44,25 @@ A sum_of(const T* x, const std::uint8_t* keep, std::int64_t n, const Term& term)
 
 // The second moments from sums around a center that rounding has put `off` from the mean.
 Moments around(double center, double off, double squares, std::int64_t count) {
+  if (std::isinf(squares)) return {count, center + off, squares};  // what is subtracted may be infinite too
   const double second = squares - off * off * static_cast<double>(count);
   return {count, center + off, second < 0 ? 0 : second};  // not std::max, which loses NaN
+}
+
+// The second moments of what floats cannot add up: numbers beyond their range, infinities and NaN.
+template <class At>
+Moments moments_in_double(std::int64_t n, const At& at) {
+  Moments moments;
+  const auto each = [&](const auto& visit) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      const auto [x, kept] = at(i);
+      if (kept) visit(static_cast<double>(x));
+    }
+  };
+  each([&](double x) { moments.first += x, ++moments.count; });
+  if (moments.count > 0) moments.first /= static_cast<double>(moments.count);
+  each([&](double x) { moments.second += (x - moments.first) * (x - moments.first); });
+  return moments;
 }
 
 template <int order, class T>
@@ -57,6 +76,9 @@ Moments moments_of(const T* x, const std::uint8_t* keep, std::int64_t n) {
   };
   const double total = sum([](V v) { return v; });
   if (order == 1) return {count, total, 0};
+  if (!std::isfinite(total)) {
+    return moments_in_double(n, [&](std::int64_t i) { return std::pair(x[i], keep == nullptr || keep[i] != 0); });
+  }
   const A near = static_cast<A>(total / static_cast<double>(count));
   const V center(near);
   const double squares = sum([&](V v) { return (v - center) * (v - center); });
@@ -97,14 +119,10 @@ Moments line_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t begin
   return moments;
 }
 
-template <int order, class T>
-void lanes_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, std::int64_t begin, std::int64_t end,
-              Moments* results) {
-  using A = Accumulation<T>;
+// Of `count` lanes, whose rows [begin, end) are at(row): elements, and the mask's or null.
+template <int order, class A, class At>
+void lanes_at(const At& at, std::int64_t count, std::int64_t begin, std::int64_t end, Moments* results) {
   using V = Vectorized<A>;
-  const auto base = work.kept.offsets(row);
-  const std::int64_t mask_stride = work.kept.strides[1][work.kept.dims - 1];
-  std::uint8_t stage[kMomentLanes];
   A sum[kMomentLanes], center[kMomentLanes], squares[kMomentLanes];
   std::uint8_t counts[kMomentLanes];
   static_assert(kRows < 256);
@@ -112,13 +130,11 @@ void lanes_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, 
   const auto add = [&](std::int64_t first, std::int64_t last, bool counting, const auto& term) {
     std::fill(sum, sum + count, A(0));
     for (auto r = first; r < last; ++r) {
-      const auto [input, mask] = work.reduced.offsets(r);
-      const std::uint8_t* keep =
-          work.mask == nullptr ? nullptr : gathered(work.mask + base[1] + mask, mask_stride, count, stage);
+      const auto [x, keep] = at(r);
       if (counting) {
         for (std::int64_t w = 0; w < count; ++w) counts[w] += keep == nullptr || keep[w] != 0;
       }
-      for_vectors<A>(work.input + base[0] + input, count, [&](V v, std::int64_t w, std::int64_t n) {
+      for_vectors<A>(x, count, [&, keep = keep](V v, std::int64_t w, std::int64_t n) {
         v = or_zero(keep == nullptr ? nullptr : keep + w, term(v, w, n), n);
         (V::loadu(sum + w, n) + v).store(sum + w, n);
       });
@@ -143,20 +159,98 @@ void lanes_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, 
     add(first, last, false, deviation);
     for (std::int64_t w = 0; w < count; ++w) {
       const double off = double(sum[w]) / std::max<int>(counts[w], 1);
-      results[w] = merge<2>(results[w], around(center[w], off, squares[w], counts[w]));
+      auto moments = around(center[w], off, squares[w], counts[w]);
+      if (!std::isfinite(center[w])) {
+        moments = moments_in_double(last - first, [&](std::int64_t r) {
+          const auto [x, keep] = at(first + r);
+          return std::pair(x[w], keep == nullptr || keep[w] != 0);
+        });
+      }
+      results[w] = merge<2>(results[w], moments);
     }
   }
 }
 
+template <int order, class T>
+void lanes_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, std::int64_t begin, std::int64_t end,
+              Moments* results) {
+  const auto base = work.kept.offsets(row);
+  const std::int64_t mask_stride = work.kept.strides[1][work.kept.dims - 1];
+  std::uint8_t stage[kMomentLanes];
+  const auto at = [&](std::int64_t r) {
+    const auto [input, mask] = work.reduced.offsets(r);
+    const std::uint8_t* keep =
+        work.mask == nullptr ? nullptr : gathered(work.mask + base[1] + mask, mask_stride, count, stage);
+    return std::pair(work.input + base[0] + input, keep);
+  };
+  lanes_at<order, Accumulation<T>>(at, count, begin, end, results);
+}
+
+// Rows become lanes in a tile.
+template <int order, class T>
+void tile_of(const MomentsWork<T>& work, std::int64_t row, std::int64_t count, Moments* results) {
+  using A = Accumulation<T>;
+  constexpr std::int64_t most = 4096 + 16 * kMomentTileElements;
+  const auto length = work.reduced.count, lanes = moment_tile(length) + 16;  // no power of two, which shares cache sets
+  A x[most], stage[most];
+  std::uint8_t keep[most];
+  std::array<std::int64_t, 2> places[kMomentTileElements];
+  for (std::int64_t l = 0; l < length; ++l) places[l] = work.reduced.offsets(l);
+  const bool is_line = length == 1 || (work.reduced.dims == 1 && work.reduced.strides[0][0] == 1);
+  const auto last = work.kept.dims - 1;
+  const std::int64_t size = last < 0 ? 1 : work.kept.sizes[last];
+  const std::int64_t stride = last < 0 ? length : work.kept.strides[0][last];
+  const std::int64_t mask_stride = last < 0 ? 1 : work.kept.strides[1][last];
+  for (std::int64_t w = 0, n = 0; w < count; w += n) {
+    n = std::min(count - w, size - (row + w) % size);
+    const auto base = work.kept.offsets(row + w);
+    const T* input = work.input + base[0];
+    if (is_line && (std::is_same_v<T, A> || stride == length)) {
+      const A* from;
+      if constexpr (std::is_same_v<T, A>) {
+        from = input;
+      } else {
+        from = load_block(input, nullptr, n * length, stage);
+      }
+      transpose(from, stride, x + w, lanes, n, length);
+    } else {
+      for (std::int64_t l = 0; l < length; ++l) {
+        const T* from = input + places[l][0];
+        A* to = x + l * lanes + w;
+        if (stride == 1) {
+          for_vectors<A>(from, n, [&](Vectorized<A> v, std::int64_t i, std::int64_t part) { v.store(to + i, part); });
+        } else {
+          for (std::int64_t i = 0; i < n; ++i) to[i] = static_cast<A>(from[i * stride]);
+        }
+      }
+    }
+    for (std::int64_t l = 0; l < length && work.mask != nullptr; ++l) {
+      const std::uint8_t* from = work.mask + base[1] + places[l][1];
+      std::uint8_t* to = keep + l * lanes + w;
+      for (std::int64_t i = 0; i < n; ++i) to[i] = from[i * mask_stride];
+    }
+  }
+  const auto at = [&](std::int64_t l) {
+    return std::pair(static_cast<const A*>(x + l * lanes),
+                     static_cast<const std::uint8_t*>(work.mask == nullptr ? nullptr : keep + l * lanes));
+  };
+  lanes_at<order, A>(at, count, 0, length, results);
+}
+
 template <class T>
 Moments line(const MomentsWork<T>& work, int order, std::int64_t row, std::int64_t begin, std::int64_t end) {
-  return order == 1 ? line_of<1>(work, row, begin, end) : line_of<2>(work, row, begin, end);
+  return order == 2 ? line_of<2>(work, row, begin, end) : line_of<1>(work, row, begin, end);
 }
 
 template <class T>
 void lanes(const MomentsWork<T>& work, int order, std::int64_t row, std::int64_t count, std::int64_t begin,
            std::int64_t end, Moments* results) {
-  (order == 1 ? lanes_of<1, T> : lanes_of<2, T>)(work, row, count, begin, end, results);
+  (order == 2 ? lanes_of<2, T> : lanes_of<1, T>)(work, row, count, begin, end, results);
+}
+
+template <class T>
+void tile(const MomentsWork<T>& work, int order, std::int64_t row, std::int64_t count, Moments* results) {
+  (order == 2 ? tile_of<2, T> : tile_of<1, T>)(work, row, count, results);
 }
 
 // Elements that are `stride` bytes apart as A, of an operand whose elements repeat or not.
@@ -173,7 +267,7 @@ const A* load_line(const char* from, std::int64_t stride, std::int64_t n, A* sta
   return stage;
 }
 
-template <class T>
+template <class T, class R>
 void spread(const SpreadLine& line) {
   using A = Accumulation<T>;
   using V = Vectorized<A>;
@@ -201,22 +295,22 @@ void spread(const SpreadLine& line) {
       if (offset != nullptr) v = v + V::loadu(offset + k, lanes);
       return or_zero(keep == nullptr ? nullptr : keep + k, v, lanes);
     };
-    T* out = reinterpret_cast<T*>(line.result + i * line.result_stride);
-    if (line.result_stride == sizeof(T)) {
+    R* out = reinterpret_cast<R*>(line.result + i * line.result_stride);
+    if (line.result_stride == sizeof(R)) {
       line.past_cache ? store_vectors<true, A>(out, n, value) : store_vectors<false, A>(out, n, value);
       continue;
     }
     for (std::int64_t k = 0; k < n; ++k) {
       A lane[V::size()];
       value(k, 1).store(lane);
-      *reinterpret_cast<T*>(line.result + (i + k) * line.result_stride) = static_cast<T>(lane[0]);
+      *reinterpret_cast<R*>(line.result + (i + k) * line.result_stride) = static_cast<R>(lane[0]);
     }
   }
   finish_stores();
 }
 
 template <class T>
-constexpr ReductionsKernel<T> kernel{line<T>, lanes<T>, spread<T>};
+constexpr ReductionsKernel<T> kernel{line<T>, lanes<T>, tile<T>, spread<T, T>, spread<T, Accumulation<T>>};
 
 }  // namespace
 

@@ -26,12 +26,9 @@ at::DimVector in_memory_order(const Tensor& input, at::IntArrayRef dims) {
 std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& given, const OptionalTensor& given_mask,
                                                   std::int64_t order, at::IntArrayRef dim) {
   auto dims = check_moments(given, given_mask, order, dim);
+  check_mask_values("_masked_moments", "mask", given_mask);
   const OnDevice on(given);
-  const auto options = given.options().dtype(accumulation_type(given.scalar_type()));
-  const auto sizes = reduced_sizes(at::DimVector(given.sizes()), dims);
-  const auto first = at::empty(sizes, options),
-             second = order == 1 ? at::empty({0}, options) : at::empty(sizes, options);
-  const auto count = at::empty(sizes, options.dtype(at::kLong));
+  const auto moments = empty_moments(given, order, dims);
   auto input = given.dim() == 0 ? given.unsqueeze(0) : given;
   auto mask = given_mask ? byte_mask(*given_mask).expand(input.sizes()) : Tensor();
   if (dims.size() > 1) {
@@ -43,13 +40,11 @@ std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& given, const Opt
   dispatch(input.scalar_type(), [&](auto t, auto a) {
     using A = decltype(a);
     const auto work = make_moments_work<decltype(t)>(input, mask, dims);
-    const auto memory = at::empty({moments_bytes(work)}, options.dtype(at::kByte));
-    const MomentsResult<A> result{first.template mutable_data_ptr<A>(),
-                                  order == 1 ? nullptr : second.template mutable_data_ptr<A>(),
-                                  count.template mutable_data_ptr<std::int64_t>()};
-    find_moments(work, static_cast<int>(order), memory.mutable_data_ptr(), result, on.device().stream);
+    const auto memory = at::empty({moments_bytes(work)}, given.options().dtype(at::kByte));
+    find_moments(work, static_cast<int>(order), memory.mutable_data_ptr(), moments_result<A>(moments, order),
+                 on.device().stream);
   });
-  return {first, second, count};
+  return moments;
 }
 
 Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
@@ -60,6 +55,7 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
   const auto sizes = C10_AS_INTARRAYREF_SLOW(symbolic_sizes);
   const auto result = at::empty(sizes, scale.options().dtype(type));
   const auto accumulation = accumulation_type(type);
+  const auto read_as = spread_input_type(input, type);
   SpreadWork work{result.numel(), {}, {}, {}, {}, {}, result.mutable_data_ptr()};
   c10::SmallVector<Tensor, 5> owned;
   const auto set = [&](Operand& to, const OptionalTensor& tensor, at::ScalarType as) {
@@ -69,11 +65,13 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
     to = make_operand(owned.back(), sizes);
   };
   set(work.scale, scale, accumulation);
-  set(work.input, input, type);
+  set(work.input, input, read_as);
   set(work.mean, mean, accumulation);
   set(work.offset, offset, accumulation);
   set(work.mask, mask, at::kBool);
-  dispatch(type, [&](auto t, auto) { spread<decltype(t)>(work, on.device().stream); });
+  dispatch(read_as, [&](auto t, auto) {
+    (read_as == type ? spread<decltype(t)> : spread_wide<decltype(t)>)(work, on.device().stream);
+  });
   return result;
 }
 

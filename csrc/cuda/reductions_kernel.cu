@@ -60,9 +60,11 @@ struct Destination {
       parts[part * rows + row] = value;
       return;
     }
-    result.first[row] = value.first.rounded();
+    const A first = value.first.rounded();
+    const bool is_mean = result.count != nullptr && result.second == nullptr && value.count > 0;
+    result.first[row] = is_mean ? first / A(value.count) : first;
     if (result.second != nullptr) result.second[row] = value.second.rounded();
-    result.count[row] = value.count;
+    if (result.count != nullptr) result.count[row] = value.count;
   }
 };
 
@@ -330,15 +332,15 @@ __global__ void __launch_bounds__(kThreads) merge_parts(const Part<A>* parts, in
   if (lane == 0 && row < to.rows) to.give(0, row, total);
 }
 
-template <class T>
+template <class R>
 struct SpreadElements {
   std::int64_t count;
   Strided scale, input, mean, offset, mask;
-  T* result;
+  R* result;
 };
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) spread_elements(SpreadElements<T> work) {
+template <class T, class R>
+__global__ void __launch_bounds__(kThreads) spread_elements(SpreadElements<R> work) {
   using A = Accumulation<T>;
   constexpr int n = Pack<T>::size, packs = 2;
   const auto begin = (std::int64_t(blockIdx.x) * (packs * kThreads) + threadIdx.x) * n;
@@ -487,22 +489,33 @@ std::int64_t moments_bytes(const MomentsWork<T>& work) {
 template <class T, class A>
 void find_moments(const MomentsWork<T>& work, int order, void* memory, const MomentsResult<A>& result,
                   cudaStream_t stream) {
-  order == 1 ? find<1>(work, memory, result, stream) : find<2>(work, memory, result, stream);
+  order < 2 ? find<1>(work, memory, result, stream) : find<2>(work, memory, result, stream);
+}
+
+template <class T, class R>
+void spread_to(const SpreadWork& of, cudaStream_t stream) {
+  if (of.count == 0) return;
+  const SpreadElements<R> work{of.count,           strided(of.scale), strided(of.input),         strided(of.mean),
+                               strided(of.offset), strided(of.mask),  static_cast<R*>(of.result)};
+  const auto blocks = divide_up(of.count, 2 * kThreads * Pack<T>::size);
+  launch(spread_elements<T, R>, {unsigned(blocks), kThreads}, stream, work);
 }
 
 template <class T>
 void spread(const SpreadWork& of, cudaStream_t stream) {
-  if (of.count == 0) return;
-  const SpreadElements<T> work{of.count,           strided(of.scale), strided(of.input),         strided(of.mean),
-                               strided(of.offset), strided(of.mask),  static_cast<T*>(of.result)};
-  const auto blocks = divide_up(of.count, 2 * kThreads * Pack<T>::size);
-  launch(spread_elements<T>, {unsigned(blocks), kThreads}, stream, work);
+  spread_to<T, T>(of, stream);
+}
+
+template <class T>
+void spread_wide(const SpreadWork& of, cudaStream_t stream) {
+  spread_to<T, Accumulation<T>>(of, stream);
 }
 
 #define INSTANTIATE(T, A)                                                                               \
   template std::int64_t moments_bytes(const MomentsWork<T>&);                                           \
   template void find_moments(const MomentsWork<T>&, int, void*, const MomentsResult<A>&, cudaStream_t); \
-  template void spread<T>(const SpreadWork&, cudaStream_t);
+  template void spread<T>(const SpreadWork&, cudaStream_t);                                             \
+  template void spread_wide<T>(const SpreadWork&, cudaStream_t);
 MASKED_LOSS_EACH_DTYPE(INSTANTIATE)
 #undef INSTANTIATE
 

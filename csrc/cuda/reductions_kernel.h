@@ -7,25 +7,19 @@
 
 namespace masked_loss::cuda {
 
-// Where the moments of every kept row go, one after the other. Of order 1 there is no second.
-template <class A>
-struct MomentsResult {
-  A* first;
-  A* second;
-  std::int64_t* count;
-};
-
 // The memory that find_moments wants; 0 where rows are not split.
 template <class T>
 std::int64_t moments_bytes(const MomentsWork<T>& work);
 
-// T is the device's type. How rows are split follows from sizes and addresses alone, and so do the results.
+// T is the device's type; of order 1 what is given is the mean. How rows are split follows from sizes and addresses
+// alone, and so do the results.
 template <class T, class A>
 void find_moments(const MomentsWork<T>& work, int order, void* memory, const MomentsResult<A>& result,
                   cudaStream_t stream);
 
 // scale * (input - mean) + offset of what the mask keeps, and else 0. Input and result are in T, and the others in what
-// it is computed in; the result is contiguous and begins at a multiple of 16 bytes. Without an input there is no mean.
+// it is computed in, as the result of `spread_wide` is; the result is contiguous and begins at a multiple of 16 bytes.
+// Without an input there is no mean.
 struct SpreadWork {
   std::int64_t count;
   Operand scale, input, mean, offset, mask;
@@ -34,5 +28,7 @@ struct SpreadWork {
 
 template <class T>
 void spread(const SpreadWork& work, cudaStream_t stream);
+template <class T>
+void spread_wide(const SpreadWork& work, cudaStream_t stream);
 
 }  // namespace masked_loss::cuda

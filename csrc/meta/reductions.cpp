@@ -9,11 +9,7 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order,
                                                   at::IntArrayRef dim) {
-  const auto dims = check_moments(input, mask, order, dim);
-  const auto sizes = reduced_sizes(c10::SymDimVector(input.sym_sizes()), dims);
-  const auto options = input.options().dtype(accumulation_type(input.scalar_type()));
-  return {at::empty_symint(sizes, options), order == 1 ? at::empty({0}, options) : at::empty_symint(sizes, options),
-          at::empty_symint(sizes, options.dtype(at::kLong))};
+  return empty_moments(input, order, check_moments(input, mask, order, dim));
 }
 
 Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,

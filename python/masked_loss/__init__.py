@@ -38,6 +38,7 @@ from .functional import (
     softmax,
 )
 from .masks import causal_mask, mask_from_ids, sequence_mask
+from .memory import empty_cache
 from .modules import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -73,6 +74,7 @@ __all__ = [
     "cmake_prefix_path",
     "cross_entropy",
     "distributed",
+    "empty_cache",
     "gaussian_nll_loss",
     "huber_loss",
     "kl_div",

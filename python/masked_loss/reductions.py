@@ -21,24 +21,30 @@ def _dims(op: str, dim: Optional[Union[int, List[int]]]) -> List[int]:
     return id_list(op, "dim", dim)
 
 
+@scriptable
 def masked_sum(
     input: Tensor,
     mask: Optional[Tensor] = None,
     dim: Optional[Union[int, List[int]]] = None,
     keepdim: bool = False,
+    *,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     """The sum of the elements that ``mask`` keeps; 0 where it keeps none.
 
     Args:
         input: any shape; float32, float64, bfloat16, float16, or integers, which are added as int64.
-        mask: True (nonzero) = keep. bool or an integer dtype; its shape broadcasts to ``input``'s from the last
-            dimension on, and it is read by its strides. What lies at a masked element (NaN, inf) changes nothing, and
-            its gradient is exactly 0.
+        mask: True (nonzero) = keep. bool or an integer dtype; ``input``'s rank, with each size equal or 1, and it is
+            read by its strides. For ``[B, T, D]`` a mask ``[B, T]`` of positions is ``mask[..., None]``. What lies at a
+            masked element (NaN, inf) changes nothing, and its gradient is exactly 0.
         dim: one dimension, or several; by default all of them.
         keepdim: whether what is reduced stays as a dimension of size 1.
+        dtype: the dtype of the result, by default ``input``'s. What is added in float32 (float64 for float64) is
+            converted to it once, without a copy of ``input``; with float64, ``input`` becomes float64 before, and with
+            an integer dtype an integer, as in torch.
 
     Returns:
-        ``input``'s shape without ``dim``; added in float32 (float64 for float64), in ``input``'s dtype.
+        ``input``'s shape without ``dim``.
 
     Raises:
         IndexError: a dimension that ``input`` does not have.
@@ -51,36 +57,42 @@ def masked_sum(
     dims = _dims("masked_sum", dim)
     if not torch.jit.is_scripting():
         if use_bound(input, mask):
-            return bound.masked_sum(input, mask, dims, keepdim)
-    return torch.ops.masked_loss.masked_sum(input, mask, dims, keepdim)
+            return bound.masked_sum(input, mask, dims, keepdim, dtype)
+    return torch.ops.masked_loss.masked_sum(input, mask, dims, keepdim, dtype)
 
 
+@scriptable
 def masked_mean(
     input: Tensor,
     mask: Optional[Tensor] = None,
     dim: Optional[Union[int, List[int]]] = None,
     keepdim: bool = False,
+    *,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     """The mean of the elements that ``mask`` keeps; 0 where it keeps none, where torch's is NaN.
 
     Args:
-        input: any shape; float32, float64, bfloat16 or float16.
+        input: any shape; float32, float64, bfloat16, float16, or bool and integers (whose mean torch refuses).
         mask, dim, keepdim: as in :func:`masked_sum`.
+        dtype: as in :func:`masked_sum`, but floating; of bool and integers by default torch's default dtype.
 
     Returns:
-        ``input``'s shape without ``dim``, in its dtype.
+        ``input``'s shape without ``dim``.
 
     Raises:
         IndexError, TypeError, RuntimeError: as :func:`masked_sum`.
 
     >>> masked_mean(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False]))
     tensor(2.)
+    >>> masked_mean(torch.tensor([1, 2, 0]) == torch.tensor([1, 1, 0]), torch.tensor([1, 1, 0]))  # an accuracy
+    tensor(0.5000)
     """
     dims = _dims("masked_mean", dim)
     if not torch.jit.is_scripting():
         if use_bound(input, mask):
-            return bound.masked_mean(input, mask, dims, keepdim)
-    return torch.ops.masked_loss.masked_mean(input, mask, dims, keepdim)
+            return bound.masked_mean(input, mask, dims, keepdim, dtype)
+    return torch.ops.masked_loss.masked_mean(input, mask, dims, keepdim, dtype)
 
 
 @scriptable
@@ -91,6 +103,7 @@ def masked_var(
     keepdim: bool = False,
     *,
     correction: float = 1.0,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     r"""The variance of the elements that ``mask`` keeps: :math:`\sum (x - \bar x)^2 / (n - \text{correction})`.
 
@@ -100,9 +113,10 @@ def masked_var(
         input: any shape; float32, float64, bfloat16 or float16.
         mask, dim, keepdim: as in :func:`masked_sum`.
         correction: what the number of kept elements is lessened by.
+        dtype: as in :func:`masked_sum`, but floating.
 
     Returns:
-        ``input``'s shape without ``dim``, in its dtype.
+        ``input``'s shape without ``dim``.
 
     Raises:
         IndexError, TypeError, RuntimeError: as :func:`masked_sum`.
@@ -115,8 +129,8 @@ def masked_var(
     dims = _dims("masked_var", dim)
     if not torch.jit.is_scripting():
         if use_bound(input, mask):
-            return bound.masked_var(input, mask, dims, keepdim, correction)
-    return torch.ops.masked_loss.masked_var(input, mask, dims, keepdim, correction)
+            return bound.masked_var(input, mask, dims, keepdim, correction, dtype)
+    return torch.ops.masked_loss.masked_var(input, mask, dims, keepdim, correction, dtype)
 
 
 @scriptable
@@ -127,14 +141,15 @@ def masked_std(
     keepdim: bool = False,
     *,
     correction: float = 1.0,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     """The square root of :func:`masked_var`. Where it is 0, so is its gradient, as in torch.
 
     Args:
-        input, mask, dim, keepdim, correction: as in :func:`masked_var`.
+        input, mask, dim, keepdim, correction, dtype: as in :func:`masked_var`.
 
     Returns:
-        ``input``'s shape without ``dim``, in its dtype.
+        ``input``'s shape without ``dim``.
 
     Raises:
         IndexError, TypeError, RuntimeError: as :func:`masked_sum`.
@@ -145,20 +160,28 @@ def masked_std(
     dims = _dims("masked_std", dim)
     if not torch.jit.is_scripting():
         if use_bound(input, mask):
-            return bound.masked_std(input, mask, dims, keepdim, correction)
-    return torch.ops.masked_loss.masked_std(input, mask, dims, keepdim, correction)
+            return bound.masked_std(input, mask, dims, keepdim, correction, dtype)
+    return torch.ops.masked_loss.masked_std(input, mask, dims, keepdim, correction, dtype)
 
 
-def masked_whiten(input: Tensor, mask: Optional[Tensor] = None, dim: Optional[Union[int, List[int]]] = None) -> Tensor:
+@scriptable
+def masked_whiten(
+    input: Tensor,
+    mask: Optional[Tensor] = None,
+    dim: Optional[Union[int, List[int]]] = None,
+    *,
+    dtype: Optional[torch.dtype] = None,
+) -> Tensor:
     r"""What ``mask`` keeps, with mean 0 and variance 1: :math:`(x - \bar x) / \sqrt{\mathrm{var} + 10^{-8}}`.
 
     Args:
         input: any shape; float32, float64, bfloat16 or float16.
         mask: as in :func:`masked_sum`.
         dim: the dimensions that mean and variance (with a correction of 1) are taken over; by default all of them.
+        dtype: as in :func:`masked_sum`, but floating.
 
     Returns:
-        ``input``'s shape and dtype; exactly 0 where masked.
+        ``input``'s shape; exactly 0 where masked.
 
     Raises:
         IndexError, TypeError, RuntimeError: as :func:`masked_sum`.
@@ -169,5 +192,5 @@ def masked_whiten(input: Tensor, mask: Optional[Tensor] = None, dim: Optional[Un
     dims = _dims("masked_whiten", dim)
     if not torch.jit.is_scripting():
         if use_bound(input, mask):
-            return bound.masked_whiten(input, mask, dims)
-    return torch.ops.masked_loss.masked_whiten(input, mask, dims)
+            return bound.masked_whiten(input, mask, dims, dtype)
+    return torch.ops.masked_loss.masked_whiten(input, mask, dims, dtype)

@@ -118,19 +118,22 @@ using Reduction = Tensor (*)(const Tensor&, const OptionalTensor&, const masked_
 using Variance = Tensor (*)(const Tensor&, const OptionalTensor&, const masked_loss::VarianceOptions&);
 
 auto reduction(Reduction function) {
-  return [function](const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim,
-                    bool keepdim) { return function(input, mask, {.dim = dim, .keepdim = keepdim}); };
+  return [function](const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim, bool keepdim,
+                    std::optional<at::ScalarType> dtype) {
+    return function(input, mask, {.dim = dim, .keepdim = keepdim, .dtype = dtype});
+  };
 }
 
 auto variance(Variance function) {
   return [function](const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim, bool keepdim,
-                    double correction) {
-    return function(input, mask, {.dim = dim, .keepdim = keepdim, .correction = correction});
+                    double correction, std::optional<at::ScalarType> dtype) {
+    return function(input, mask, {.dim = dim, .keepdim = keepdim, .correction = correction, .dtype = dtype});
   };
 }
 
-Tensor masked_whiten(const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim) {
-  return masked_loss::masked_whiten(input, mask, dim);
+Tensor masked_whiten(const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim,
+                     std::optional<at::ScalarType> dtype) {
+  return masked_loss::masked_whiten(input, mask, {.dim = dim, .dtype = dtype});
 }
 
 // By its op, which takes the side as a word.
@@ -280,14 +283,15 @@ PYBIND11_MODULE(_C, m) {
   def("softmax", softmax(ml::softmax), "input", "mask", "dim", "causal", "dtype");
   def("log_softmax", softmax(ml::log_softmax), "input", "mask", "dim", "causal", "dtype");
   def("logsumexp", logsumexp, "input", "mask", "dim", "keepdim", "causal", "dtype");
-  def("masked_sum", reduction(ml::masked_sum), "input", "mask", "dim", "keepdim");
-  def("masked_mean", reduction(ml::masked_mean), "input", "mask", "dim", "keepdim");
-  def("masked_var", variance(ml::masked_var), "input", "mask", "dim", "keepdim", "correction");
-  def("masked_std", variance(ml::masked_std), "input", "mask", "dim", "keepdim", "correction");
-  def("masked_whiten", masked_whiten, "input", "mask", "dim");
+  def("masked_sum", reduction(ml::masked_sum), "input", "mask", "dim", "keepdim", "dtype");
+  def("masked_mean", reduction(ml::masked_mean), "input", "mask", "dim", "keepdim", "dtype");
+  def("masked_var", variance(ml::masked_var), "input", "mask", "dim", "keepdim", "correction", "dtype");
+  def("masked_std", variance(ml::masked_std), "input", "mask", "dim", "keepdim", "correction", "dtype");
+  def("masked_whiten", masked_whiten, "input", "mask", "dim", "dtype");
   def("sequence_mask", sequence_mask, "lengths", "maxlen", "padding_side");
   def("causal_mask", causal_mask, "query_len", "key_len", "device");
   def("mask_from_ids", mask_from_ids, "tokens", "ids");
   def("masked_fill", masked_fill, "input", "mask", "value");
   def("masked_fill_", masked_fill_, "input", "mask", "value");
+  def("empty_cache", ml::empty_cache);
 }

@@ -41,6 +41,16 @@ TEST_F(ReductionsTest, AreTorchsOfWhatIsKept) {
   expect_bitwise(white.masked_select(mask.logical_not()), at::zeros(4, at::kDouble));
 }
 
+TEST_F(ReductionsTest, HaveTheDtypeThatIsAskedFor) {
+  const auto half = given.to(at::kBFloat16);
+  const auto kept_half = half.to(at::kFloat).masked_select(mask);
+  expect_close(masked_sum(half, mask, {.dtype = at::kFloat}), kept_half.sum());
+  expect_close(masked_mean(half, mask, {.dtype = at::kFloat}), kept_half.mean());
+  expect_close(masked_std(half, mask, {.dtype = at::kFloat}), kept_half.std());
+  EXPECT_EQ(masked_whiten(half, mask, {.dim = {0}, .dtype = at::kDouble}).scalar_type(), at::kDouble);
+  expect_close(masked_mean(mask, mask), at::ones({}));
+}
+
 TEST_F(ReductionsTest, NothingKeptIsZero) {
   const auto leaf = given.detach().requires_grad_();
   const auto nothing = at::zeros({3, 3}, at::kBool);
@@ -56,6 +66,7 @@ TEST_F(ReductionsTest, Errors) {
                                "masked_mean: expected mask of dtype bool or an integer dtype, got Float");
   expect_error<c10::IndexError>([&] { masked_sum(input, {}, {.dim = {2}}); },
                                 "masked_sum: expected dim in [-2, 1], got 2");
+  expect_error<c10::Error>([&] { masked_sum(input, mask[0]); }, "masked_sum: expected mask");
 }
 
 }  // namespace

@@ -57,7 +57,7 @@ class MomentsProblem {
   Buffer<T>& input() { return input_; }
 
   void check(double tolerance = 8 * kRounding<A>) {
-    for (const int order : {1, 2}) {
+    for (const int order : {0, 1, 2}) {
       const auto rows = std::size_t(kept_.count);
       std::vector<double> sums(rows), sizes(rows), means(rows), squares(rows);
       std::vector<std::int64_t> counts(rows);
@@ -72,9 +72,11 @@ class MomentsProblem {
       Buffer<std::int64_t> count(rows);
       run(order, first, second, count);
       for (std::size_t r = 0; r < rows; ++r) {
-        ASSERT_EQ(count[r], counts[r]) << "row " << r;
-        const double size = sizes[r] / (order == 1 ? 1 : std::max<double>(1, double(counts[r])));
-        ASSERT_NEAR(first[r], order == 1 ? sums[r] : means[r], tolerance * size) << "row " << r;
+        if (order > 0) {
+          ASSERT_EQ(count[r], counts[r]) << "row " << r;
+        }
+        const double size = sizes[r] / (order == 0 ? 1 : std::max<double>(1, double(counts[r])));
+        ASSERT_NEAR(first[r], order == 0 ? sums[r] : means[r], tolerance * size) << "row " << r;
         if (order == 2) {
           ASSERT_NEAR(second[r], squares[r], tolerance * squares[r]) << "row " << r;
         }
@@ -87,8 +89,10 @@ class MomentsProblem {
   void run(int order, Buffer<A>& first, Buffer<A>& second, Buffer<std::int64_t>& count) {
     const MomentsWork<T> work{kept_, reduced_, input_.data(), mask_.size() == 0 ? nullptr : mask_.data()};
     Buffer<char> memory(moments_bytes(work));
-    find_moments(work, order, memory.data(),
-                 MomentsResult<A>{first.data(), order == 1 ? nullptr : second.data(), count.data()}, nullptr);
+    find_moments(
+        work, order, memory.data(),
+        MomentsResult<A>{first.data(), order < 2 ? nullptr : second.data(), order < 1 ? nullptr : count.data()},
+        nullptr);
   }
 
  private:
@@ -242,8 +246,12 @@ TYPED_TEST(MomentsKernel, MaskedPacksAreNotRead) {
     Buffer<std::int64_t> count(rows);
     Buffer<char> memory(moments_bytes(work));
     for (const int order : {1, 2}) {
-      find_moments(work, order, memory.data(), MomentsResult<A>{first.data(), second.data(), count.data()}, nullptr);
-      for (std::int64_t r = 0; r < rows; ++r) ASSERT_EQ(first[r], order == 1 ? there : 1) << r;
+      const MomentsResult<A> result{first.data(), order == 1 ? nullptr : second.data(), count.data()};
+      find_moments(work, order, memory.data(), result, nullptr);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        ASSERT_EQ(first[r], 1) << r;
+        ASSERT_EQ(count[r], there) << r;
+      }
     }
   }
 }
@@ -270,6 +278,7 @@ class SpreadKernel : public ::testing::Test {
     std::mt19937 random(9);
     std::normal_distribution<double> normal;
     Buffer<T> input(n, shift), result(n);
+    Buffer<A> wide(n);
     Buffer<A> scale(scales, shift), mean(scales, shift), offset(scales, shift);
     Buffer<std::uint8_t> mask(masked ? n : 0, shift);
     for (T& x : input) x = element<T>(normal(random));
@@ -288,6 +297,8 @@ class SpreadKernel : public ::testing::Test {
     if (with_offset) work.offset = operand(offset, lines, length);
     if (masked) work.mask = {mask.data(), {}, make_rows<1>({n}, {{1}})};
     spread<T>(work, nullptr);
+    work.result = wide.data();
+    spread_wide<T>(work, nullptr);
     const auto of = [&](Buffer<A>& values, std::int64_t i) {
       return double(values[scales == 1 ? 0 : scales == n ? i : scales == lines ? i / length : i % length]);
     };
@@ -301,7 +312,9 @@ class SpreadKernel : public ::testing::Test {
       if (masked && mask[i] == 0) {
         ASSERT_EQ(number(result[i]), 0) << i;
         ASSERT_FALSE(std::signbit(number(result[i]))) << i;
+        ASSERT_EQ(wide[i], 0) << i;
       } else {
+        ASSERT_NEAR(wide[i], wanted, kRounding<A> * size) << i;
         ASSERT_NEAR(number(result[i]), wanted, kRounding<T> * size) << i;
       }
     }

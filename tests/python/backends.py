@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import masked_loss  # noqa: F401, registers the kernels that the emulated ones replace
+import masked_loss  # registers the kernels that the emulated ones replace
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = Path("tests", "cuda_emulation", "libmasked_loss_emulated.so")
@@ -19,6 +19,12 @@ LIBRARY = Path("tests", "cuda_emulation", "libmasked_loss_emulated.so")
 def require(device):
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise pytest.UsageError(f"--device {device}: this torch finds no GPU")
+
+
+def library():
+    """Ours, as ctypes has it."""
+    (path,) = Path(masked_loss.__file__).parent.glob("lib*/libmasked_loss.so")
+    return ctypes.CDLL(str(path))
 
 
 class Emulation:

@@ -1,5 +1,6 @@
 """Fixtures that every test module shares, and where the kernels run: on the CPU, on a GPU or under the emulation."""
 
+import ctypes
 import os
 from contextlib import contextmanager
 
@@ -59,6 +60,19 @@ def seed(request):
 def kernels(request):
     """Whose kernels run: cpu, cuda or emulated, which are those of cuda."""
     return kernels_of(request.config)
+
+
+@pytest.fixture
+def check_values(request):
+    """`check_values(on)` is for a test what MASKED_LOSS_CHECK, which is read once, is for a process."""
+    emulation = getattr(request.config, "emulation", None)
+    library = backends.library() if emulation is None else emulation.library
+
+    def check(on):
+        library.masked_loss_check_values(ctypes.c_bool(on))
+
+    yield check
+    check(os.environ.get("MASKED_LOSS_CHECK") == "1")
 
 
 @pytest.fixture

@@ -287,7 +287,7 @@ def softmax_samples() -> dict[str, Callable[[int], Arguments]]:
 
 def moments(input: Tensor, mask: Tensor, dim: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What is kept, the number, mean and squared deviations of it; what is reduced stays."""
-    kept = (mask != 0).expand(input.shape)
+    kept, input = (mask != 0).expand(input.shape), input if input.is_floating_point() else input.float()
     dims = list(range(input.dim())) if dim is None else dim
     count = kept.sum(dims, keepdim=True)
     mean = torch.where(kept, input, 0.0).sum(dims, keepdim=True) / count.clamp(min=1)
@@ -298,10 +298,10 @@ def reduced(value: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A reduction from count, mean, squared deviations and correction."""
 
     def reference(
-        input: Tensor, mask: Tensor, dim: Any = None, keepdim: bool = False, correction: float = 1.0
+        input: Tensor, mask: Tensor, dim: Any = None, keepdim: bool = False, correction: float = 1.0, dtype: Any = None
     ) -> Tensor:
         _, count, mean, squares = moments(input, mask, dim)
-        result = value(count, mean, squares, correction)
+        result = value(count, mean, squares, correction).to(dtype)
         if keepdim:
             return result
         return result.sum() if dim is None else result.sum(dim)
@@ -309,9 +309,9 @@ def reduced(value: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return reference
 
 
-def whitened(input: Tensor, mask: Tensor, dim: Any = None) -> Tensor:
+def whitened(input: Tensor, mask: Tensor, dim: Any = None, dtype: Any = None) -> Tensor:
     kept, count, mean, squares = moments(input, mask, dim)
-    return torch.where(kept, (input - mean) / (squares / (count - 1) + 1e-8).sqrt(), 0.0)
+    return torch.where(kept, (input - mean) / (squares / (count - 1) + 1e-8).sqrt(), 0.0).to(dtype)
 
 
 def reduction_samples(**options: Any) -> dict[str, Callable[[int], Arguments]]:
@@ -321,19 +321,26 @@ def reduction_samples(**options: Any) -> dict[str, Callable[[int], Arguments]]:
 
     return {
         "all": lambda size: sample(size, keep(size, T, C)),
-        "rows": lambda size: sample(size, keep(T, C).long(), dim=-1, **options),
+        "rows": lambda size: sample(size, keep(1, T, C).long(), dim=-1, **options),
         "several": lambda size: sample(size, keep(size, 1, C), dim=[0, 1]),
+        "dtype": lambda size: sample(size, keep(size, T, C), dim=1, dtype=torch.float64),
     }
 
 
 def reduction_op(function: Callable[..., Tensor], theirs: Callable[..., Tensor], value: Callable[..., Tensor]) -> Op:
     options = dict(correction=0.5) if theirs in (torch.var, torch.std) else {}
+    samples = reduction_samples(keepdim=True, **options)
+    if theirs in (torch.sum, torch.mean):
+        samples["integers"] = lambda size: dict(input=torch.randint(9, (size, T, C)), mask=keep(size, 1, C), dim=-1)
+        samples["bool"] = lambda size: dict(input=torch.rand(size, T) < 0.5, mask=keep(size, T))
     return Op(
         function.__name__,
         function,
         reduced(value),
-        reduction_samples(keepdim=True, **options),
-        namesake=lambda input, mask, **_: theirs(input),
+        samples,
+        namesake=lambda input, mask, dtype=None, **_: theirs(
+            input if input.is_floating_point() or theirs is torch.sum else input.float()
+        ).to(dtype),
     )
 
 
@@ -465,7 +472,9 @@ OPS = (
         masked_loss.masked_whiten,
         whitened,
         reduction_samples(),
-        namesake=lambda input, **_: torch.nn.functional.layer_norm(input, input.shape[-1:]).to(input.dtype),
+        namesake=lambda input, dtype=None, **_: torch.nn.functional.layer_norm(input, input.shape[-1:]).to(
+            dtype or input.dtype
+        ),
         parts=(2, 5),  # moments and spreads
     ),
     Op(

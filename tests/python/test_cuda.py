@@ -20,9 +20,9 @@ ROW_BYTES = (16, 120, 2000, 8000, 16000, 32000, 64000, 131072, 262144, 1_048_576
 
 
 @pytest.fixture(autouse=True)
-def plain(monkeypatch):
+def plain(check_values):
     """Tensors say their device; no default device, so that calls take the way that users' calls take."""
-    monkeypatch.delenv("MASKED_LOSS_CHECK", raising=False)
+    check_values(False)
     before = torch.get_default_device()
     torch.set_default_device(None)
     yield

@@ -18,10 +18,10 @@ from reference import FLOAT_TYPES, assert_near, assert_positive_zero, assert_sam
 
 
 @pytest.fixture(autouse=True)
-def unchecked(kernels, monkeypatch):
+def unchecked(kernels, check_values):
     if kernels == "cpu":
         pytest.skip("needs CUDA kernels: --device cuda, or --emulated")
-    monkeypatch.delenv("MASKED_LOSS_CHECK")
+    check_values(False)
 
 
 @pytest.mark.parametrize("wrong", [5, -1, 2**40, -(2**63)])
@@ -69,13 +69,13 @@ def test_check_targets_raises_at_any_time(chunk):
     check_targets(target, 5, torch.arange(2 * chunk) != chunk)
 
 
-def test_the_environment_asks_for_checks(monkeypatch):
+def test_values_are_checked_where_that_is_asked_for(check_values):
     x, target = torch.randn(3, 5), torch.tensor([0, 5, 1])
     assert cross_entropy(x, target).isnan()
-    monkeypatch.setenv("MASKED_LOSS_CHECK", "1")
+    check_values(True)
     with pytest.raises(IndexError, match=r"5 .*\[1\]"):
         cross_entropy(x, target)
-    monkeypatch.setenv("MASKED_LOSS_CHECK", "0")
+    check_values(False)
     assert cross_entropy(x, target).isnan()
 
 
@@ -90,7 +90,7 @@ def test_the_normalizer_counts_on_the_device():
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean", "sequence_mean"])
-def test_a_value_that_does_not_fit_is_nan(reduction, monkeypatch):
+def test_a_value_that_does_not_fit_is_nan(reduction, check_values):
     x, target, var = torch.full((3, 700), 0.5), torch.rand(3, 700), torch.ones(3, 700)
     x[1, 500], var[2, 9] = 1.5, -0.25
     calls = (
@@ -98,13 +98,13 @@ def test_a_value_that_does_not_fit_is_nan(reduction, monkeypatch):
         (gaussian_nll_loss, (x, target, var), (2, 9), r"var of at least 0, got -0\.25 at position \[2, 9\]"),
     )
     for function, operands, wrong, message in calls:
-        monkeypatch.delenv("MASKED_LOSS_CHECK", raising=False)
+        check_values(False)
         kept = torch.ones(3, 700, dtype=torch.bool)
         upstream = torch.ones(3, 700) if reduction == "none" else None
         loss, gradient = loss_and_gradient(function, *operands, kept, reduction=reduction, upstream=upstream)
         assert (loss if reduction != "none" else loss[wrong]).isnan()
         assert gradient.isnan().nonzero().tolist() == [list(wrong)]
-        monkeypatch.setenv("MASKED_LOSS_CHECK", "1")
+        check_values(True)
         with pytest.raises(ValueError, match=rf"^{function.__name__}: expected kept {message}"):
             function(*operands, kept, reduction=reduction)
         kept[wrong] = False

@@ -589,8 +589,8 @@ class TestReductions:
     @every_loss
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("reduction", ["mean", "sequence_mean"])
-    def test_no_temporary_but_the_gradients(self, name, dtype, reduction, monkeypatch):
-        monkeypatch.setenv("MASKED_LOSS_CHECK", "0")  # where values are waited for, torch's ops look for unfit ones
+    def test_no_temporary_but_the_gradients(self, name, dtype, reduction, check_values):
+        check_values(False)  # where values are waited for, torch's ops look for unfit ones
         shape, leaves = (64, 1000), ["input"] + ["var"] * (name == "gaussian_nll_loss")
         arguments = sample(name, shape, dtype, leaves)
         if name in BROADCASTING:

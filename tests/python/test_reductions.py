@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from masked_loss import masked_mean, masked_std, masked_sum, masked_var, masked_whiten
-from reference import FLOAT_TYPES, HALF_TYPES, assert_near, assert_positive_zero, assert_same_bits
+from reference import (
+    FLOAT_TYPES,
+    HALF_TYPES,
+    allocations_of,
+    assert_near,
+    assert_positive_zero,
+    assert_same_bits,
+)
 
 REDUCTIONS = (masked_sum, masked_mean, masked_var, masked_std)
 THEIRS = {masked_sum: torch.sum, masked_mean: torch.mean, masked_var: torch.var, masked_std: torch.std}
@@ -83,6 +90,18 @@ PROBLEMS = [
     ((4, 5, 6, 70), (0, 1, 2)),
     ((4, 5, 6), (0, -1)),
     ((40, 5, 3), (0, 1)),  # a few results beside one another
+    # Tiles of short lines: parts of a vector, whole ones, several tiles of one, and the longest that there are.
+    ((3000, 4), 1),
+    ((700, 1), 1),
+    ((130, 17), 1),
+    ((70, 64), 1),
+    ((70, 65), 1),
+    # And of elements elsewhere: with results beside one another or not, in short runs and in long ones.
+    ((90, 4, 3), 1),
+    ((30, 33, 20), 1),
+    ((4, 3000), 0),
+    ((7, 6, 5, 4), (0, 2)),
+    ((300, 5, 100), 1),  # runs of lanes that share a task
 ]
 
 
@@ -90,9 +109,9 @@ def masks_of(shape):
     yield None
     yield torch.rand(shape) < 0.6
     yield torch.zeros(shape, dtype=torch.bool)
-    yield torch.randint(0, 3, shape) * 256
+    yield torch.randint(0, 2, shape)
     if shape:
-        yield torch.rand(shape[-1:]) < 0.6
+        yield torch.rand([*[1] * (len(shape) - 1), shape[-1]]) < 0.6
         yield torch.rand([*shape[:-1], 1]) < 0.6
         yield (torch.rand(shape[::-1]) < 0.6).permute(*reversed(range(len(shape))))
 
@@ -104,8 +123,15 @@ def masks_of(shape):
 def test_is_torchs_of_what_is_kept(function, dtype, shape, dim, kernels):
     if kernels == "emulated" and math.prod(shape) > 50_000 and function in (masked_sum, masked_std):
         pytest.skip("masked_mean and masked_var launch the same kernels, which takes the emulation long")
+    # Deviations that cancel leave the gradient of a root few digits: a few elements lie apart.
+    count = shape[dim] if isinstance(dim, int) else 0
+    apart = (
+        4 * torch.arange(count).view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
+        if 0 < count < 8
+        else 0
+    )
     for mask in masks_of(shape):
-        x = (torch.randn(shape) + 0.5).to(dtype)
+        x = (torch.randn(shape).clamp(-1.9, 1.9) + 0.5 + apart).to(dtype)
         assert_right(function, x, mask, list(dim) if isinstance(dim, tuple) else dim)
     assert_right(function, x, torch.rand(shape) < 0.6, list(dim) if isinstance(dim, tuple) else dim, keepdim=True)
 
@@ -143,6 +169,28 @@ def test_variance_is_stable():
         torch.testing.assert_close(masked_var(x, mask, dim).double(), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("shape", "dim"), [((3, 5), 1), ((3, 500), 1), ((500, 90), 0), ((40, 3, 20), 1)], ids=str)
+def test_variances_of_the_largest_numbers(shape, dim, dtype):
+    """As torch's: infinite, and never NaN, with the gradient of deviations that are finite."""
+    x, n = torch.randn(shape, dtype=dtype), shape[dim]
+    x.select(dim, 1).fill_(torch.finfo(dtype).max)
+    expected, wanted = value_and_gradient(torch.var, x, torch.ones(x.select(dim, 0).shape), dim)
+    assert (expected == math.inf).all()
+    value, gradient = value_and_gradient(masked_var, x, torch.ones_like(expected), None, dim)
+    by_composite = torch.func.grad(lambda x: masked_var(x, None, dim).sum())(x)
+    assert_same_bits(value, expected)
+    torch.testing.assert_close(gradient, wanted)
+    torch.testing.assert_close(by_composite, wanted)
+    x.select(dim, 2).fill_(-torch.finfo(dtype).max)
+    assert (masked_var(x, None, dim) == math.inf).all()
+    # Their sum is infinite, and what they are around is not.
+    if dtype == torch.float32:
+        same = torch.full(shape, torch.finfo(dtype).max)
+        assert (masked_var(same, None, dim) == 0).all()
+    assert n > 2
+
+
 @pytest.mark.parametrize("dtype", HALF_TYPES, ids=str)
 def test_half_types_are_added_in_float32(dtype):
     x = torch.ones(5000, dtype=dtype)
@@ -154,8 +202,128 @@ def test_integers():
     x, mask = torch.randint(-9, 9, (4, 50), dtype=torch.int32), torch.rand(4, 50) < 0.5
     assert_same_bits(masked_sum(x, mask, 1), x.masked_fill(~mask, 0).sum(1))
     assert_same_bits(masked_sum(mask, mask), mask.sum())
-    with pytest.raises(TypeError, match=r"^masked_mean: expected input of dtype float32, .* got Int"):
-        masked_mean(x, mask)
+    for function in (masked_var, masked_std, masked_whiten):
+        with pytest.raises(TypeError, match=rf"^{function.__name__}: expected input of dtype float32, .* got Int"):
+            function(x, mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_means_of_integers(dtype):
+    x, mask = torch.randint(0, 2 if dtype == torch.bool else 100, (40, 50)).to(dtype), torch.rand(40, 50) < 0.5
+    mask[3] = False
+    for dim in (None, 0, 1):
+        expected = expected_of(masked_mean, x, mask, dim)
+        for given in (x, x.t().contiguous().t(), x.masked_fill(~mask, 1)):
+            value = masked_mean(given, mask, dim)
+            assert value.dtype == torch.float32
+            assert_near(value, expected)
+        assert_near(masked_mean(x, mask, dim, dtype=torch.float64), expected)
+    assert_near(masked_mean(x), x.double().mean())
+    big = torch.full((3,), 2**53 + 1, dtype=torch.int64)
+    assert masked_mean(big, dtype=torch.float64).item() == 2.0**53
+
+
+class TestDtype:
+    """`dtype=` is the result's: what is computed in the accumulation dtype is rounded to it once."""
+
+    X, MASK = torch.randn(30, 50) + 0.5, torch.rand(30, 50) < 0.6
+
+    @pytest.mark.parametrize("function", [*REDUCTIONS, masked_whiten], ids=lambda f: f.__name__)
+    @pytest.mark.parametrize("given", FLOAT_TYPES, ids=str)
+    @pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+    @pytest.mark.parametrize("dim", [None, 0, 1])
+    def test_is_the_results(self, function, given, dtype, dim):
+        x, wide = self.X.to(given), torch.promote_types(torch.promote_types(given, dtype), torch.float32)
+        upstream = torch.randn(function(x, self.MASK, dim).shape).to(dtype)
+        found, gradient = value_and_gradient(function, x, upstream, self.MASK, dim, dtype=dtype)
+        value, wanted = value_and_gradient(function, x.to(wide), upstream, self.MASK, dim)
+        assert found.dtype == dtype
+        assert gradient.dtype == given
+        assert_near(found, value.double(), largest=10.0)
+        assert_near(gradient, wanted.double(), largest=upstream.abs().max().item() * 3)
+        assert_same_bits(function(x, self.MASK, dim, dtype=dtype), found)
+        if given == dtype:
+            assert_same_bits(function(x, self.MASK, dim), found)
+        assert_positive_zero(gradient[~self.MASK])
+
+    def test_half_types_keep_what_float32_holds(self):
+        x = torch.full((100_000,), 1.0078125, dtype=torch.bfloat16)
+        assert masked_sum(x, dtype=torch.float32).item() == 100_781.25
+        assert masked_mean(x, dtype=torch.float32).item() == 1.0078125
+
+    @pytest.mark.parametrize("function", [*REDUCTIONS, masked_whiten], ids=lambda f: f.__name__)
+    def test_float32_of_half_types_takes_no_copy(self, function, kernels):
+        x, mask = torch.randn(400, 1000).bfloat16(), torch.rand(400, 1000) < 0.5
+        with torch.no_grad():
+            allocated = allocations_of(lambda: function(x, mask, dtype=torch.float32), x.nbytes // 2)
+        assert allocated == (function is masked_whiten)  # its result
+
+    def test_sums_as_torchs(self):
+        x, integers = torch.randn(40, 50) * 20, torch.randint(-100, 100, (40, 50), dtype=torch.int16)
+        types = [torch.bool, torch.int8, torch.int32, torch.int64]
+        for given in (x, integers, integers > 0, x.bfloat16()):
+            for dtype in types:
+                safe = given.masked_fill(~self.keep(given), 0)
+                ours, theirs = masked_sum(given, self.keep(given), 1, dtype=dtype), safe.sum(1, dtype=dtype)
+                assert_same_bits(ours, theirs)
+        assert_near(masked_sum(integers, dtype=torch.float32), integers.sum().double())
+        assert_near(masked_sum(x, dtype=torch.float64), x.double().sum(), largest=1000.0)
+
+    @staticmethod
+    def keep(x):
+        return torch.arange(x.numel()).view(x.shape) % 3 > 0
+
+    def test_wins_over_autocast(self):
+        x = torch.randn(5, 7).bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            for function in (*REDUCTIONS, masked_whiten):
+                for dtype in (torch.float32, torch.float16):
+                    assert function(x, dtype=dtype).dtype == dtype
+
+    @pytest.mark.parametrize("function", [*REDUCTIONS, masked_whiten], ids=lambda f: f.__name__)
+    def test_is_real_and_floating(self, function):
+        refused = [torch.complex64] if function is masked_sum else [torch.complex64, torch.int64, torch.bool]
+        kind = "real" if function is masked_sum else "floating"
+        for dtype in refused:
+            with pytest.raises(TypeError, match=f"^{function.__name__}: expected a {kind} dtype, got "):
+                function(self.X, dtype=dtype)
+
+
+BYTES = torch.tensor([0, 255, 254, 2, 1, 128], dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("function", [*REDUCTIONS, masked_whiten], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("shape", [(60, 700), (300, 6), (300, 20)], ids=str)
+def test_masks_of_any_bytes(function, shape):
+    """A byte that is not 0 keeps, whatever it is, as in a mask that a tensor of uint8 is viewed as."""
+    bytes = BYTES[torch.randint(len(BYTES), shape)]
+    dirty, clean = bytes.view(torch.bool), bytes != 0
+    x, dims = torch.randn(shape).masked_fill(~clean, math.nan), (None, 0, 1)
+    for dim in dims:
+        upstream = torch.randn(function(x, clean, dim).shape)
+        for a, b in zip(
+            *(value_and_gradient(function, x, upstream, mask, dim) for mask in (dirty, clean)), strict=True
+        ):
+            assert_same_bits(a, b)
+        assert_same_bits(function(x, dirty, dim), function(x, clean, dim))
+        second = []
+        for mask in (dirty, clean):
+            leaf = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad((function(leaf, mask, dim) ** 2).sum(), leaf, create_graph=True)
+            second.append(torch.autograd.grad((gradient**2).sum(), leaf)[0])
+        assert_same_bits(*second)
+    batched = torch.vmap(lambda x, mask: function(x, mask))
+    assert_same_bits(batched(x, dirty), batched(x, clean))
+
+
+def test_memory_of_many_short_lines(kernels):
+    """What a result takes beside itself is its count, whatever the number of lines."""
+    if kernels != "cpu":
+        pytest.skip("of the CPU's memory")
+    x, mask = torch.randn(200_000, 4), torch.rand(200_000, 4) < 0.5
+    for function, blocks in ((masked_sum, 1), (masked_mean, 2)):
+        # The allocator is not all: scratch memory of the kernels' own counts too.
+        assert allocations_of(lambda f=function: f(x, mask, 1), 400_000) == blocks
 
 
 @every_dtype
@@ -212,7 +380,15 @@ def test_what_is_kept_propagates(function):
 
 @every_reduction
 def test_threads_change_no_bit(function, threads):
-    for shape, dim in [((300_000,), None), ((3, 200_001), 1), ((4000, 90), 0), ((70, 80, 90), [0, 2])]:
+    for shape, dim in [
+        ((300_000,), None),
+        ((3, 200_001), 1),
+        ((4000, 90), 0),
+        ((70, 80, 90), [0, 2]),
+        ((50_001, 5), 1),
+        ((40_001, 3, 11), 1),
+        ((600, 40, 90), 1),
+    ]:
         x, mask = torch.randn(shape), torch.rand(shape) < 0.6
         results = []
         for count in (1, 3):
@@ -278,13 +454,26 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [
-            (dict(mask=torch.ones(4)), TypeError, "expected mask of dtype bool or an integer dtype, got Float"),
-            (dict(mask=torch.ones(3, dtype=torch.bool)), RuntimeError, r"expected mask to broadcast to input.*\[3\]"),
+            (
+                dict(mask=torch.ones(2, 3, 4)),
+                TypeError,
+                "expected mask of dtype bool or an integer dtype, got Float; a mean by weights is masked_sum",
+            ),
+            # Of positions, of the last dimension alone, and of a rank beyond the input's.
+            (dict(mask=torch.ones(2, 3).bool()), RuntimeError, r"expected mask .*\[2, 3, 4\], got .*\[2, 3\]"),
+            (dict(mask=torch.ones(4).bool()), RuntimeError, r"expected mask .*\[2, 3, 4\], got .*\[4\]"),
+            (dict(mask=torch.ones(1, 2, 3, 4).bool()), RuntimeError, r"expected mask .*\[1, 2, 3, 4\]"),
+            (dict(mask=torch.ones(2, 1, 3).bool()), RuntimeError, "expected mask with each size 1 or that of input"),
+            (
+                dict(input=torch.zeros(4, 4, 4), mask=torch.ones(4, 4).bool()),
+                RuntimeError,
+                r"expected mask .*\[4, 4, 4\], got .*\[4, 4\]",
+            ),
             (dict(dim=3), IndexError, r"expected dim in \[-3, 2\], got 3"),
             (dict(dim=[0, -3]), RuntimeError, "expected dim to name each dimension once"),
             (dict(input=X.cfloat()), TypeError, "expected real input, got ComplexFloat"),
             (dict(input=X.to_sparse()), TypeError, "expected input to be a dense tensor, got a sparse one"),
-            (dict(mask=torch.ones(4, dtype=torch.bool, device="meta")), RuntimeError, "expected mask on the device of"),
+            (dict(mask=torch.ones(2, 3, 4, device="meta").bool()), RuntimeError, "expected mask on the device of"),
         ],
     )
     def test_messages(self, function, change, error, message):

@@ -1,6 +1,9 @@
 """Many Python threads at once: each gets the numbers that one alone gets, and none waits for another's kernel."""
 
+import contextlib
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -107,6 +110,63 @@ def test_first_calls_of_a_process():
     # What is set up once (a kernel's instruction set, an op's handle) is set up under contention.
     result = subprocess.run([sys.executable, "-c", FIRST_CALLS], capture_output=True, encoding="utf-8", timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+FORKS = """
+import os, signal, threading, time
+import masked_loss, torch
+
+torch.set_num_threads(1)
+mask = torch.zeros(1, dtype=torch.bool)
+
+def output(mebi):
+    return masked_loss.masked_fill(torch.zeros(1).expand(mebi << 18), mask, 0.0)
+
+def churn(k):
+    while True:
+        k = (k * 7 + 3) % 61
+        output(8 + 3 * k)
+
+children = {}
+
+def reap(most):
+    while len(children) > most:
+        pid, status = os.wait()
+        if status != 0:
+            print(f"child {children[pid]} hung", flush=True)
+            os._exit(1)
+        del children[pid]
+
+for seed in (1, 5, 11, 17):
+    threading.Thread(target=churn, args=(seed,), daemon=True).start()
+end = time.monotonic() + 6
+for fork in range(400):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(6)  # kills a child that hangs
+        output(4)
+        os._exit(0)
+    children[pid] = fork
+    reap(3)
+    if time.monotonic() > end:
+        break
+reap(0)
+print(fork, "forks", flush=True)
+os._exit(0)  # and no thread is waited for
+"""
+
+
+def test_forks_while_threads_free_outputs():
+    """As DataLoader's workers are: a fork must not copy the memory of outputs locked."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, output
 
 
 def ticks_during(call):

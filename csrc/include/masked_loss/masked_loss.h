@@ -4,6 +4,7 @@
 #include <masked_loss/cross_entropy.h>
 #include <masked_loss/masked_fill.h>
 #include <masked_loss/masks.h>
+#include <masked_loss/memory.h>
 #include <masked_loss/pointwise.h>
 #include <masked_loss/reductions.h>
 #include <masked_loss/softmax.h>

@@ -7,19 +7,22 @@
 #include <optional>
 #include <vector>
 
-// torch's reductions of the elements that `mask` keeps (true = keep), whose shape broadcasts to the input's from the
-// last dimension on. Where nothing is kept they are 0, with a zero gradient.
+// torch's reductions of the elements that `mask` keeps (true = keep), which has the input's rank, with each size equal
+// or 1. Where nothing is kept they are 0, with a zero gradient. They are computed in float (double for double) and
+// converted once to their dtype, which is the input's where the options do not say.
 namespace masked_loss {
 
 struct ReductionOptions {
   std::vector<std::int64_t> dim = {};  // none: all
   bool keepdim = false;
+  std::optional<at::ScalarType> dtype = {};
 };
 
 // The input's shape without `dim`, as those below; integers are added as int64.
 MASKED_LOSS_API at::Tensor masked_sum(const at::Tensor& input, const std::optional<at::Tensor>& mask = std::nullopt,
                                       const ReductionOptions& options = {});
 
+// Integers and bool too, whose mean has the default dtype.
 MASKED_LOSS_API at::Tensor masked_mean(const at::Tensor& input, const std::optional<at::Tensor>& mask = std::nullopt,
                                        const ReductionOptions& options = {});
 
@@ -27,6 +30,7 @@ struct VarianceOptions {
   std::vector<std::int64_t> dim = {};
   bool keepdim = false;
   double correction = 1;  // the divisor is the number of kept elements less this
+  std::optional<at::ScalarType> dtype = {};
 };
 
 MASKED_LOSS_API at::Tensor masked_var(const at::Tensor& input, const std::optional<at::Tensor>& mask = std::nullopt,
@@ -35,8 +39,13 @@ MASKED_LOSS_API at::Tensor masked_var(const at::Tensor& input, const std::option
 MASKED_LOSS_API at::Tensor masked_std(const at::Tensor& input, const std::optional<at::Tensor>& mask = std::nullopt,
                                       const VarianceOptions& options = {});
 
-// (x - mean) / sqrt(var + 1e-8) over `dim` (none: all), the input's shape; 0 where masked.
+struct WhitenOptions {
+  std::vector<std::int64_t> dim = {};  // none: all
+  std::optional<at::ScalarType> dtype = {};
+};
+
+// (x - mean) / sqrt(var + 1e-8) over `dim`, the input's shape; 0 where masked.
 MASKED_LOSS_API at::Tensor masked_whiten(const at::Tensor& input, const std::optional<at::Tensor>& mask = std::nullopt,
-                                         at::IntArrayRef dim = {});
+                                         const WhitenOptions& options = {});
 
 }  // namespace masked_loss
