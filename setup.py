@@ -5,12 +5,27 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+
+
+def requirements() -> list[str]:
+    """A build is for the minor version of the torch that it is compiled against: another one cannot load it."""
+    try:
+        minor = version("torch").split(".")[:2]
+    except PackageNotFoundError:
+        if "dist_info" in sys.argv:  # what pip asks for before it fetches requirements
+            sys.exit(
+                "masked_loss: expected torch in the environment that builds, which pip's own isolated one has not: "
+                "install torch, then `pip install --no-build-isolation .`"
+            )
+        return ["torch>=2.11"]
+    return ["torch=={}.{}.*".format(*minor)]
 
 
 class CMakeBuild(build_ext):
@@ -43,4 +58,8 @@ class CMakeBuild(build_ext):
         cmake("--build", build, "--target", "install", "-j", os.environ.get("MAX_JOBS", os.cpu_count()))
 
 
-setup(ext_modules=[Extension("masked_loss._C", [])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("masked_loss._C", [])],
+    cmdclass={"build_ext": CMakeBuild},
+    install_requires=requirements(),
+)

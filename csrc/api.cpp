@@ -112,15 +112,15 @@ Tensor masked_fill(const Tensor& input, const Tensor& mask, const Tensor& value)
   return op.call(input, mask, value);
 }
 
-void masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
+void masked_fill_(const Tensor& input, const Tensor& mask, const at::Scalar& value) {
   static const auto op =
       find_op<void(Tensor&, const Tensor&, const at::Scalar&)>("masked_loss::masked_fill_", "Scalar");
-  op.call(input, mask, value);
+  op.call(const_cast<Tensor&>(input), mask, value);
 }
 
-void masked_fill_(Tensor& input, const Tensor& mask, const Tensor& value) {
+void masked_fill_(const Tensor& input, const Tensor& mask, const Tensor& value) {
   static const auto op = find_op<void(Tensor&, const Tensor&, const Tensor&)>("masked_loss::masked_fill_", "Tensor");
-  op.call(input, mask, value);
+  op.call(const_cast<Tensor&>(input), mask, value);
 }
 
 Tensor sequence_mask(const Tensor& lengths, std::int64_t maxlen, PaddingSide padding_side) {

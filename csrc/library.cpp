@@ -22,6 +22,9 @@ TORCH_LIBRARY(masked_loss, m) {
   def("loss_normalizer(Tensor target, Tensor? mask=None, " + std::string(kLossNormalizerArguments) + ") -> Tensor");
   def("check_targets(Tensor target, SymInt num_classes, Tensor? mask=None, int[1] ignore_index=-100) -> Tensor");
 
+  // An integer mask that holds something else than 0 and 1 is an error in the name of an op, where values are read.
+  def("_check_mask(Tensor mask, str op, str name) -> ()");
+
   // Multiplies a gradient that was made in the forward pass by the upstream one; zeros stay +0.0 whatever it is.
   def("_scale_gradient_(Tensor(a!) gradient, Tensor grad) -> ()");
 

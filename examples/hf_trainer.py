@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.rnn import pad_sequence
@@ -26,15 +27,16 @@ CHARACTERS, BATCH, MICRO_BATCH = 128, 8, 2
 
 
 def masked_causal_loss(outputs: CausalLMOutput, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
-    """For `Trainer(compute_loss_func=...)`: what each position says of the next token, where that is not -100."""
+    """For `Trainer(compute_loss_func=...)`: the logits of each position against the next label, where that is kept."""
+    # Labels are shifted, not logits: the gradient of logits[:, :-1] would be copied into one of the whole size.
+    next_labels = F.pad(labels, (0, 1), value=-100)[:, 1:]
     # The number of items is that of all micro-batches of an optimizer step.
-    return masked_loss.cross_entropy(outputs.logits[:, :-1], labels[:, 1:], normalizer=num_items_in_batch, dim=-1)
+    return masked_loss.cross_entropy(outputs.logits, next_labels, normalizer=num_items_in_batch, dim=-1)
 
 
 def mean_of_means(outputs: CausalLMOutput, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
     """What goes wrong without that number: a token counts the more, the shorter the lines of its micro-batch are."""
-    mean = masked_loss.cross_entropy(outputs.logits[:, :-1], labels[:, 1:], dim=-1)
-    return mean / (BATCH // MICRO_BATCH)
+    return masked_causal_loss(outputs, labels) / (BATCH // MICRO_BATCH)
 
 
 @cache

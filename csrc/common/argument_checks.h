@@ -8,9 +8,10 @@ namespace masked_loss {
 
 void check_layout(const char* op, const char* name, const Tensor& tensor);
 void check_beside(const char* op, const char* name, const Tensor& tensor, const char* other, const Tensor& there);
+// What the kernels read is checked by check_mask_values.
 void check_mask_dtype(const char* op, const char* name, const Tensor& mask, const char* hint);
 void check_weight_dtype(const char* op, const char* name, const Tensor& weight, const char* hint);
-// `tensor` has the rank of `shape`, and each size equals it or is 1.
+// Of a mask or a weight: `tensor` has the rank of `shape`, and each size equals it or is 1.
 void check_broadcast(const char* op, const char* name, const Tensor& tensor, c10::SymIntArrayRef shape, const char* of);
 // From the last dimension back, each size of `name` is 1 or that of `of`; with `both`, either may be 1.
 void check_trailing(const char* op, const char* name, const char* of, c10::SymIntArrayRef ours,

@@ -24,27 +24,10 @@ void check_beside(const char* op, const char* name, const Tensor& tensor, const 
               there.device(), ", got ", tensor.device());
 }
 
-void check_mask_dtype(const char* op, const char* name, const Tensor& mask, const char* hint) {
-  TORCH_CHECK_TYPE(at::isIntegralType(mask.scalar_type(), /*includeBool=*/true), op, ": expected ", name,
-                   " of dtype bool or an integer dtype, got ", mask.scalar_type(), hint);
-}
-
 void check_weight_dtype(const char* op, const char* name, const Tensor& weight, const char* hint) {
   const auto type = weight.scalar_type();
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
                    ": expected ", name, " of a floating dtype, got ", type, hint);
-}
-
-void check_broadcast(const char* op, const char* name, const Tensor& tensor, c10::SymIntArrayRef shape,
-                     const char* of) {
-  const auto sizes = tensor.sym_sizes();
-  TORCH_CHECK(sizes.size() == shape.size(), op, ": expected ", name, " of rank ", shape.size(), ", as ", of,
-              " of shape ", shape, ", got shape ", sizes, "; add the missing dimensions of size 1, as in ", name,
-              "[:, None]");
-  for (std::size_t d = 0; d < sizes.size(); ++d) {
-    TORCH_SYM_CHECK(sizes[d].sym_eq(shape[d]).sym_or(sizes[d].sym_eq(1)), op, ": expected ", name,
-                    " with each size 1 or that of ", of, ", ", shape, ", got ", sizes);
-  }
 }
 
 void check_trailing(const char* op, const char* name, const char* of, c10::SymIntArrayRef ours,

@@ -46,6 +46,15 @@ void check_scale_gradient_(const Tensor& gradient, const Tensor& grad);
 // MASKED_LOSS_CHECK=1 in the environment: values are checked on devices too, where they have to be waited for.
 bool checks_values();
 
+// Whether values can be looked at without a wait: memory of the CPU, and not that of a fake, functional or wrapped
+// tensor.
+bool is_readable(const Tensor& tensor);
+
+// An integer mask holds 0 and 1 alone, where its values are read: on the CPU, and with MASKED_LOSS_CHECK=1 elsewhere. A
+// bool mask is not looked at: its bytes may be any. By an op, whose kernels the dispatcher finds beneath any wrapper.
+void check_mask_values(const char* op, const char* name, const OptionalTensor& mask);
+void check_readable_mask(std::string_view op, std::string_view name, const Tensor& mask);  // that kernel on the CPU
+
 // The values of a normalizer, where it can be read without a wait.
 void check_normalizer_value(const char* op, double normalizer);
 

@@ -19,6 +19,8 @@ Bits16 element_bits(const char* op, const at::Scalar& value, const at::Tensor& i
   };
   try {
     take();
+  } catch (const c10::NotImplementedError&) {
+    TORCH_CHECK_TYPE(false, op, ": expected input of a dtype whose elements can be filled, got ", input.scalar_type());
   } catch (const std::exception&) {
     TORCH_CHECK(false, op, ": expected value that input's dtype, ", input.scalar_type(), ", can hold, got ", value);
   }

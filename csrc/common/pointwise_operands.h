@@ -56,6 +56,7 @@ struct PointwiseOperands {
     work.target = make_operand(target, shape);
     if (other) work.other = make_operand(*other, shape);
     if (given) {
+      check_mask_values(pointwise_traits(options.loss).name, "mask", *given);
       mask = byte_mask(*given);
       work.mask = make_operand(mask, shape);
     }

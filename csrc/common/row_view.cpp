@@ -22,6 +22,8 @@ RowView<A>::RowView(const RowArguments& rows_of) : arguments(rows_of), sizes(row
   view.target_bytes = static_cast<int>(target.itemsize());
   strides[0] = row_strides(target);
   if (arguments.mask) mask = *arguments.mask;
+  check_mask_values(arguments.op, "mask", arguments.mask);
+  check_mask_values(arguments.op, "class_mask", arguments.class_mask);
   // Of no class there are no probabilities.
   if (probabilities && *arguments.classes == 0) mask = at::zeros({}, target.options().dtype(at::kBool));
   const auto ids = arguments.ignore_index;

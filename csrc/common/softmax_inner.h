@@ -20,8 +20,9 @@ struct SoftmaxInnerOps {
 
   static Tensor softmax_forward(const Tensor& input, const OptionalTensor& mask, const SoftmaxSlices& slices) {
     const auto dim = check_softmax("_softmax_forward", input, mask, slices.dim, slices.causal)[0];
-    auto result = Backend::output(input);
     const bool log = slices.kind == SoftmaxKind::LogSoftmax;
+    check_mask_values(log ? "log_softmax" : "softmax", "mask", mask);
+    auto result = Backend::output(input);
     run(log ? SoftmaxPass::LogSoftmax : SoftmaxPass::Softmax,
         {.input = input, .result = result, .mask = mask, .dim = dim, .causal = slices.causal});
     return result;
@@ -41,6 +42,7 @@ struct SoftmaxInnerOps {
 
   static Tensor logsumexp_forward(const Tensor& input, const OptionalTensor& mask, const LogsumexpSlices& slices) {
     auto dims = check_softmax("_logsumexp_forward", input, mask, slices.dim, slices.causal);
+    check_mask_values("logsumexp", "mask", mask);
     std::sort(dims.begin(), dims.end());
     // The last dimension first, where elements are most likely to lie beside one another; then what that has given.
     Tensor result = input;

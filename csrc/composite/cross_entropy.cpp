@@ -45,6 +45,8 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
   const auto each =
       rows.probabilities ? at::zeros_symint(sym_row_sizes(rows), rows.target.options()) : rows.target;  // [N, ...]
   Tensor keep = rows.probabilities ? each.eq(0) : none_of(each, rows.ignore_index);
+  check_mask_values(rows.op, "mask", rows.mask);
+  check_mask_values(rows.op, "class_mask", rows.class_mask);
   if (rows.mask) keep = keep.logical_and(rows.mask->ne(0));
   if (rows.class_mask) {
     const auto rank = each.dim() + 1;

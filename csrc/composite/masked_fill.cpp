@@ -10,29 +10,33 @@
 namespace masked_loss {
 namespace {
 
-Tensor boolean(const Tensor& mask) { return mask.ne(0); }  // of bool too, whose bytes may be any
+// Of bool too, whose bytes may be any.
+Tensor filled(const char* op, const Tensor& mask) {
+  check_mask_values(op, "mask", mask);
+  return mask.ne(0);
+}
 
 }  // namespace
 
 Tensor composite_masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& value) {
   check_masked_fill(input, mask, nullptr);
-  return at::masked_fill(input, boolean(mask), value);
+  return at::masked_fill(input, filled("masked_fill", mask), value);
 }
 
 Tensor composite_masked_fill(const Tensor& input, const Tensor& mask, const Tensor& value) {
   check_masked_fill(input, mask, &value);
   // where, because at::masked_fill has no batching rule for a tensor.
-  return at::where(boolean(mask), value.to(input.scalar_type()), input);
+  return at::where(filled("masked_fill", mask), value.to(input.scalar_type()), input);
 }
 
 void composite_masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
   check_masked_fill_(input, mask, nullptr);
-  input.masked_fill_(boolean(mask), value);
+  input.masked_fill_(filled("masked_fill_", mask), value);
 }
 
 void composite_masked_fill_(Tensor& input, const Tensor& mask, const Tensor& value) {
   check_masked_fill_(input, mask, &value);
-  input.copy_(at::where(boolean(mask), value.to(input.scalar_type()), input));
+  input.copy_(at::where(filled("masked_fill_", mask), value.to(input.scalar_type()), input));
 }
 
 namespace {

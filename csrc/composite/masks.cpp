@@ -4,21 +4,59 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/searchsorted.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
 #include <torch/library.h>
+
+#include <algorithm>
 
 #include "common/checks.h"
 
 namespace masked_loss {
 
-Tensor none_of(const Tensor& tokens, at::IntArrayRef ids) {
-  Tensor result;
-  const auto wide = tokens.to(at::kLong);  // an id that a narrow dtype cannot hold would wrap
+namespace {
+
+struct Run {
+  std::int64_t first, last;
+};
+
+// Neighbouring ids as one: special tokens often lie side by side.
+std::vector<Run> runs_of(std::vector<std::int64_t> ids) {
+  std::sort(ids.begin(), ids.end());
+  std::vector<Run> runs;
   for (const auto id : ids) {
-    const auto differs = wide.ne(id);
-    result = result.defined() ? result.logical_and(differs) : differs;
+    if (!runs.empty() && (id == runs.back().last || id - 1 == runs.back().last)) {
+      runs.back().last = id;
+    } else {
+      runs.push_back({id, id});
+    }
   }
-  return result.defined() ? result : at::ones_like(tokens, tokens.options().dtype(at::kBool));
+  return runs;
+}
+
+}  // namespace
+
+Tensor none_of(const Tensor& tokens, at::IntArrayRef ids) {
+  constexpr std::size_t few = 8;
+  const auto wide = tokens.to(at::kLong);  // an id that a narrow dtype cannot hold would wrap
+  const auto runs = runs_of(ids.vec());
+  if (runs.empty()) return at::ones_like(tokens, tokens.options().dtype(at::kBool));
+  if (runs.size() > few && is_readable(wide)) {
+    // A search instead of a pass over the tokens for each id. Elsewhere the ids would be a copy from the host, which a
+    // CUDA graph and a compiler refuse.
+    std::vector<std::int64_t> sorted(ids.begin(), ids.end());
+    std::sort(sorted.begin(), sorted.end());
+    const auto table = at::tensor(sorted, at::kLong);
+    const auto found = at::searchsorted(table, wide).clamp_max(static_cast<std::int64_t>(sorted.size()) - 1);
+    return table.take(found).ne(wide);
+  }
+  Tensor result;
+  for (const auto& [first, last] : runs) {
+    const auto outside = first == last ? wide.ne(first) : wide.lt(first).logical_or(wide.gt(last));
+    result = result.defined() ? result.logical_and(outside) : outside;
+  }
+  return result;
 }
 
 Tensor not_after(const c10::SymInt& queries, const c10::SymInt& keys, const at::TensorOptions& options) {
@@ -63,6 +101,13 @@ Tensor mask_from_ids(const Tensor& tokens, at::IntArrayRef ids) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, CompositeImplicitAutograd, m) {
+  m.impl("sequence_mask", sequence_mask);
+  m.impl("causal_mask", causal_mask);
+  m.impl("mask_from_ids", mask_from_ids);
+}
+
+// functorch does not decompose ops of other libraries by itself.
+TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
   m.impl("sequence_mask", sequence_mask);
   m.impl("causal_mask", causal_mask);
   m.impl("mask_from_ids", mask_from_ids);

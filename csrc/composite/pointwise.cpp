@@ -117,6 +117,7 @@ Tensor composite_pointwise(const PointwiseCall& call) {
   const auto& options = call.options;
   const auto& traits = pointwise_traits(options.loss);
   const auto type = accumulation_type(call.input.scalar_type());
+  check_mask_values(traits.name, "mask", call.mask);
   auto weight = at::ones_like(call.input, call.input.options().dtype(type)).detach();
   auto keep = call.mask ? call.mask->ne(0).expand_symint(call.input.sym_sizes()) : weight.ne(0);
   if (options.sample_weight) {

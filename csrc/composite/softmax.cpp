@@ -44,6 +44,7 @@ Tensor filled_elements(const Tensor& input, const Tensor& keep, at::IntArrayRef 
 }  // namespace
 
 Tensor composite_softmax(const Tensor& input, const OptionalTensor& mask, const SoftmaxSlices& slices) {
+  check_mask_values(slices.kind == SoftmaxKind::Softmax ? "softmax" : "log_softmax", "mask", mask);
   const auto dims = check_softmax("_softmax_forward", input, mask, slices.dim, slices.causal);
   if (is_empty(input, dims)) return at::zeros_like(input);
   const auto keep = keep_of(input, mask, slices.causal);
@@ -69,6 +70,7 @@ Tensor composite_softmax_backward(const Tensor& grad, const Tensor& result, cons
 }
 
 Tensor composite_logsumexp(const Tensor& input, const OptionalTensor& mask, const LogsumexpSlices& slices) {
+  check_mask_values("logsumexp", "mask", mask);
   const auto dims = check_softmax("_logsumexp_forward", input, mask, slices.dim, slices.causal);
   const auto keep = keep_of(input, mask, slices.causal);
   if (is_empty(input, dims)) {

@@ -17,6 +17,7 @@ const MaskedFillKernel& kernel_of(const Tensor& input) {
 
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& value) {
   check_masked_fill(input, mask, nullptr);
+  check_mask_values("masked_fill", "mask", mask);
   const auto element = element_bits("masked_fill", value, input);
   const auto from = broadcast_to_mask(input, mask), bytes = byte_mask(mask);
   auto out = empty_output(from.sizes(), from.scalar_type());
@@ -42,6 +43,7 @@ Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& va
 void masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
   check_masked_fill_(input, mask, nullptr);
   check_memory_overlap(input, mask);
+  check_mask_values("masked_fill_", "mask", mask);
   const auto element = element_bits("masked_fill_", value, input);
   // A mask in the input's own memory would change while it is read.
   const auto bytes = mask.is_alias_of(input) ? mask.ne(0) : byte_mask(mask);

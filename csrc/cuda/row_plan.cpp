@@ -1,6 +1,7 @@
 #include "cuda/row_plan.h"
 
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include "common/strides.h"
 
@@ -128,5 +129,15 @@ Tensor sum_of_losses(const Tensor& losses, const Device& device) {
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
+
+namespace {
+
+void check_mask(const Tensor& mask, std::string_view op, std::string_view name) {
+  if (checks_values() && !is_capturing()) check_readable_mask(op, name, mask.cpu());
+}
+
+}  // namespace
+
+MASKED_LOSS_CUDA_IMPL(m) { m.impl("_check_mask", check_mask); }
 
 }  // namespace masked_loss::cuda

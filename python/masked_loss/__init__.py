@@ -95,3 +95,7 @@ __all__ = [
     "smooth_l1_loss",
     "softmax",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

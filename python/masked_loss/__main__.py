@@ -27,6 +27,13 @@ def build_info() -> str:
     )
 
 
+def count(text: str) -> int:
+    """A number of things."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number that is not negative, got {text}")
+    return int(text)
+
+
 def arguments() -> argparse.Namespace:
     """What was asked for, which is one thing."""
     parser = argparse.ArgumentParser(prog="python -m masked_loss", description=__doc__.replace("``", "`"))
@@ -38,9 +45,11 @@ def arguments() -> argparse.Namespace:
     choice.add_argument("--cmake-dir", action="store_true", help="print what to add to CMAKE_PREFIX_PATH")
     choice.add_argument("--library", action="store_true", help="print the shared library that registers the ops")
     inspect = parser.add_subparsers(dest="command").add_parser("inspect", help="tell what a mask does to a saved batch")
-    inspect.add_argument("batch", type=Path, help="saved by torch.save: a dict of logits, targets and mask")
+    inspect.add_argument("batch", type=Path, help="saved by torch.save: a dict of logits, targets (or labels) and mask")
     inspect.add_argument("--dim", type=int, help="the class dimension, where the shapes do not tell it")
-    inspect.add_argument("--limit", type=int, default=12, help="how many sequences, and positions of each, are printed")
+    inspect.add_argument(
+        "--limit", type=count, default=12, help="how many sequences are printed, and positions of each"
+    )
     inspect.add_argument("--picture", type=Path, help="where to draw (default: beside the batch, as a .png)")
     inspect.add_argument("--no-picture", action="store_true", help="draw nothing")
     chosen = parser.parse_args()

@@ -24,13 +24,18 @@ def reduction_number(op: str, reduction: str, batchmean: bool = False) -> int:
     raise ValueError(f"{op}: expected reduction to be {names} or 'sequence_mean', got '{reduction}'")
 
 
+def shown(value: object) -> str:
+    """A number or a string as it is; of anything else, which can be large, the type."""
+    return repr(value) if value is None or isinstance(value, (str, int, float, complex)) else type(value).__name__
+
+
 @torch.jit.unused
 def _checked_ids(op: str, argument: str, ids: Union[int, List[int]]) -> List[int]:
     try:
         # numpy's integers and tuples too, as torch takes them
         return [operator.index(ids)] if hasattr(ids, "__index__") else [operator.index(i) for i in ids]
     except TypeError:
-        raise TypeError(f"{op}: expected {argument} to be an int or a list of ints, got {ids!r}") from None
+        raise TypeError(f"{op}: expected {argument} to be an int or a list of ints, got {shown(ids)}") from None
 
 
 def id_list(op: str, argument: str, ids: Union[int, List[int]]) -> List[int]:
@@ -41,11 +46,22 @@ def id_list(op: str, argument: str, ids: Union[int, List[int]]) -> List[int]:
     return ids
 
 
-def normalizer_tensor(normalizer: Optional[Union[int, float, Tensor]], input: Tensor) -> Optional[Tensor]:
+@torch.jit.unused
+def _is_number(op: str, normalizer: object, input: object) -> bool:
+    """Whether a normalizer can be a tensor beside the input; an error if it is none for any."""
+    if isinstance(normalizer, (str, bytes, complex)) or not hasattr(normalizer, "__float__"):
+        raise TypeError(f"{op}: expected normalizer to be a number or a 0-d Tensor, got {shown(normalizer)}")
+    return isinstance(input, Tensor)
+
+
+def normalizer_tensor(op: str, normalizer: Optional[Union[int, float, Tensor]], input: Tensor) -> Optional[Tensor]:
     if normalizer is None:
         return None
     if isinstance(normalizer, Tensor):
         return normalizer
+    if not torch.jit.is_scripting():
+        if not _is_number(op, normalizer, input):
+            return None  # what is wrong with the input is said where it is looked at
     # A fill on the device, where torch.tensor would be a copy from the host.
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     return torch.full([], normalizer, dtype=dtype, device=input.device)

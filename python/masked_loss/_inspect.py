@@ -1,202 +1,187 @@
 """``python -m masked_loss inspect``: which positions of a saved batch count, what each costs, what the rest would."""
 
 import math
-import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import List, Optional
 
-import torch
 from torch import Tensor
 
-from .functional import cross_entropy
-
-KEYS = "logits, targets, mask; and if you like names (of the sequences), loss (that you computed), ignore_index"
-
-
-class BatchError(Exception):
-    """A file that is no batch; the message says why."""
-
-
-@dataclass
-class Batch:
-    """A saved batch as rows of positions, and what each of them costs."""
-
-    described: str
-    names: List[str]
-    target: Tensor  # [B, T]
-    inside: Tensor  # [B, T], what the mask says
-    kept: Tensor  # [B, T], inside and not ignored
-    real: Tensor  # [B, T], the target is a class
-    cost: Tensor  # [B, T], 0 where it is not
-    finite: Tensor  # [B, T], all logits are
-    classes: int
-    ignore_index: int
-    loss: Optional[float]  # that was saved
-
-    @property
-    def outside(self) -> Tensor:
-        """[B, T], the target is neither a class nor ignored."""
-        return ~self.real & (self.target != self.ignore_index)
+from ._batch import (
+    RIGHT,
+    Batch,
+    BatchError,
+    counted,
+    fits_better,
+    means,
+    name_of_loss,
+    read,
+    shift_fits,
+)
 
 
-def _load(path: Path) -> Dict[str, Any]:
-    if not path.is_file():
-        raise BatchError("there is no such file")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch makes of a file that is none of its own
-        # torch's message goes on to tell how to load what it refuses.
-        reason = re.search(r"Unsupported \w+: \w+ \S+|PytorchStreamReader[^.;]*", str(error))
-        raise BatchError(
-            f"expected a file of torch.save that torch.load(..., weights_only=True) takes, got "
-            f"{type(error).__name__}{f' ({reason[0]})' if reason else ''}"
-        ) from None
-    if not isinstance(saved, dict):
-        raise BatchError(f"expected a dict of {KEYS}; got {type(saved).__name__}")
-    if missing := [key for key in ("logits", "targets", "mask") if key not in saved]:
-        raise BatchError(f"expected a dict of {KEYS}; {', '.join(missing)} missing, got {list(saved)}")
-    for key in ("logits", "targets", "mask"):
-        if not isinstance(saved[key], Tensor):
-            raise BatchError(f"expected {key} to be a tensor, got {type(saved[key]).__name__}")
-    return saved
+def _values(tensor: Tensor) -> str:
+    listed = [f"{value:g}" for value in tensor.unique().tolist()]
+    return ", ".join(listed[:5]) + (", ..." if len(listed) > 5 else "")
 
 
-def _class_dim(logits: Tensor, target: Tensor, dim: Optional[int]) -> int:
-    shape = list(logits.shape)
-    if dim is not None and not -logits.dim() <= dim < logits.dim():
-        raise BatchError(f"expected --dim to be a dimension of logits {shape}, got {dim}")
-    candidates = {0} if logits.dim() == 1 else {1, logits.dim() - 1} if dim is None else {dim % logits.dim()}
-    fitting = [d for d in sorted(candidates) if logits.dim() > 0 and shape[:d] + shape[d + 1 :] == list(target.shape)]
-    if not fitting:
-        raise BatchError(f"expected targets of logits' shape {shape} without the classes, got {list(target.shape)}")
-    if len(fitting) > 1:
-        raise BatchError(f"expected --dim: the classes of logits {shape} may lie in dim 1 or {logits.dim() - 1}")
-    return fitting[0]
+def _inputs(batch: Batch) -> str:
+    return "logits" if batch.classes else "input or target"
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """[B, T]: a sequence for each index of the first dimension; one dimension alone is one sequence."""
-    return tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.flatten(1)
+# Each of these functions says what looks like one mistake, or None.
 
 
-def read(path: Path, dim: Optional[int] = None) -> Batch:
-    """The batch, checked, with the cost of each position."""
-    saved = _load(path)
-    logits, target, mask = saved["logits"].detach(), saved["targets"], saved["mask"]
-    if not logits.is_floating_point():
-        raise BatchError(f"expected logits of a floating dtype, got {logits.dtype}")
-    if target.dtype not in (torch.int64, torch.int32, torch.uint8):
-        raise BatchError(f"expected targets to be class indices (int64, int32 or uint8), got {target.dtype}")
-    if mask.is_floating_point() or mask.is_complex():
-        raise BatchError(f"expected mask of bool or integers (nonzero = keep), got {mask.dtype}")
-    class_dim = _class_dim(logits, target, dim)
-    fits = mask.dim() == target.dim() and all(m in (1, t) for m, t in zip(mask.shape, target.shape, strict=True))
-    if not fits:
-        raise BatchError(f"expected mask of targets' shape {list(target.shape)}, or 1s, got {list(mask.shape)}")
-    ignore_index, loss, names = saved.get("ignore_index", -100), saved.get("loss"), saved.get("names")
-    if not isinstance(ignore_index, int):
-        raise BatchError(f"expected ignore_index to be an int, got {ignore_index!r}")
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        loss = loss.item()
-    if loss is not None and not isinstance(loss, (int, float)):
-        raise BatchError(f"expected loss to be one number, got {type(loss).__name__}")
+def nothing_kept(batch: Batch) -> Optional[str]:
+    if batch.kept.any() or not batch.kept.numel():
+        return None
+    return "nothing is kept: the loss is 0, with a zero gradient, and this batch teaches nothing"
 
-    logits = logits.movedim(class_dim, -1)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    classes = logits.shape[-1]
-    rows = _rows(target.long())
-    inside = _rows((mask != 0).expand(target.shape))
-    real = (rows >= 0) & (rows < classes) & (rows != ignore_index)
-    logits = logits.reshape(*rows.shape, classes)
-    if names is None:
-        names = [str(row) for row in range(len(rows))]
-    if not isinstance(names, (list, tuple)) or len(names) != len(rows):
-        raise BatchError(f"expected names to be a list of {len(rows)}, one for each sequence, got {names!r}")
-    described = (
-        f"logits {list(saved['logits'].shape)} {saved['logits'].dtype}, {classes} classes in dim {class_dim}; "
-        f"targets {list(target.shape)} {target.dtype}; mask {list(mask.shape)} {mask.dtype}"
-    ).replace("torch.", "")
-    return Batch(
-        described=described,
-        names=[str(name) for name in names],
-        target=rows,
-        inside=inside,
-        kept=inside & (rows != ignore_index),
-        real=real,
-        cost=cross_entropy(logits, rows, real, dim=-1, reduction="none"),
-        finite=logits.isfinite().all(-1),
-        classes=classes,
-        ignore_index=ignore_index,
-        loss=loss,
+
+def empty_rows(batch: Batch) -> Optional[str]:
+    empty = [name for name, row in zip(batch.names, batch.kept, strict=True) if not row.any()]
+    if not batch.kept.any() or not empty:
+        return None
+    listed = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+    have = "has" if len(empty) == 1 else "have"
+    return f"{len(empty)} of {counted(len(batch.names), batch.unit)} {have} no position that counts: {listed}"
+
+
+def lengths_for_a_mask(batch: Batch) -> Optional[str]:
+    if batch.mask_holds != "lengths":
+        return None
+    mask = f"masked_loss.sequence_mask(lengths, {batch.positions})"
+    return f"{batch.mask_key} holds lengths ({_values(batch.mask)}) instead of True and False: {mask} is what is shown"
+
+
+def weights_for_a_mask(batch: Batch) -> Optional[str]:
+    if batch.mask_holds != "weights":
+        return None
+    return f"{batch.mask_key} holds weights ({_values(batch.mask)}) instead of True and False: pass it as sample_weight"
+
+
+def numbers_for_a_mask(batch: Batch) -> Optional[str]:
+    if batch.mask_holds != "numbers":
+        return None
+    inverted = bool((batch.mask < 0).all())
+    what = "~ of an integer mask is -1 and -2, try mask == 0" if inverted else "shown is what nonzero keeps"
+    return f"{batch.mask_key} holds other integers than 0 and 1 ({_values(batch.mask)}): {what}"
+
+
+def inverted_mask(batch: Batch) -> Optional[str]:
+    """By the targets, by what they cost, and by the side on which the padding lies."""
+    known = batch.real & ~batch.target.isnan()
+    (held, cost), (left_out, cost_outside) = (
+        (batch.target[of & known], batch.cost[of & known]) for of in (batch.kept, ~batch.inside)
+    )
+    different = len(left_out.unique())
+    if batch.inside.any() and len(held.unique()) <= 1 < different and len(held) not in (1, 2):
+        what = f"are all {held[0].item()}" if len(held) else "hold no class" if batch.classes else "are all NaN"
+        others = f"{different} {'classes' if batch.classes else 'numbers'}"
+        why = f"looks inverted: targets that count {what}, those in the padding hold {others}"
+    elif batch.classes and cost.mean() > math.log(batch.classes) and fits_better(cost_outside, cost, batch.classes):
+        why = f"looks inverted: what counts costs {cost.mean():.4g}, more than the padding's {cost_outside.mean():.4g}"
+    elif batch.unit == "sequence" and different > 1 and _keeps_the_ends(batch.inside):
+        # Padding on the left holds one value.
+        why = (
+            "may be inverted: it leaves out the beginning of sequences and keeps their end, as is right after a prompt"
+        )
+    else:
+        return None
+    return f"the mask {why}. True means keep: try ~mask"
+
+
+def _keeps_the_ends(inside: Tensor) -> bool:
+    """Whether what it leaves out lies at the beginning of sequences alone."""
+    begins, ends = inside[:, 1:] & ~inside[:, :-1], ~inside[:, 1:] & inside[:, :-1]
+    return bool(begins.any()) and not ends.any()
+
+
+def targets_outside(batch: Batch) -> Optional[str]:
+    outside = (batch.kept & batch.outside).nonzero()
+    if not len(outside):
+        return None
+    row, position = outside[0].tolist()
+    where = f"{batch.unit} {batch.names[row]}, position" if batch.unit else "position"
+    return (
+        f"{counted(len(outside), 'target that counts is', 'targets that count are')} no class of the {batch.classes}: "
+        f"the first is {batch.target[row, position].item()}, {where} {position}; cross_entropy raises an IndexError"
     )
 
 
-def _mean(cost: Tensor, of: Tensor) -> float:
-    return cost[of].double().mean().item() if of.any() else 0.0
+def targets_not_finite(batch: Batch) -> Optional[str]:
+    missing = batch.kept & ~batch.target.isfinite()
+    if not missing.any():
+        return None
+    found = counted(int(missing.sum()), "target that counts is", "targets that count are")
+    mask = "target.isfinite()" if batch.mask is None else "mask & target.isfinite()"
+    mean = batch.mean(batch.kept & ~missing).item()
+    return f"{found} NaN or inf, and so is the loss: with {mask} for a mask it is {mean:.6g}"
 
 
-def means(batch: Batch) -> Dict[str, Optional[float]]:
-    """The loss, and what the usual mistakes would make of it; None where that is an IndexError."""
-    whole = batch.kept & batch.real
-    each = [_mean(cost, of) for cost, of in zip(batch.cost, whole, strict=True) if of.any()]
-    count = max(batch.cost.numel(), 1)
-    values: Dict[str, Optional[float]] = {
-        "mean over what counts": _mean(batch.cost, whole),
-        "mean over everything, loss.mean()": batch.cost.double().sum().item() / count,
-        "(loss * mask).mean()": (batch.cost.double() * batch.inside).sum().item() / count,
-        "mean of the sequences' means": sum(each) / max(len(each), 1),
-    }
-    here, anywhere = bool((batch.outside & batch.kept).any()), bool(batch.outside.any())
-    # What multiplies has computed the loss of the padding before.
-    errors = dict(zip(values, (here, anywhere, anywhere, here), strict=True))
-    return {name: None if errors[name] else value for name, value in values.items()}
+def input_not_finite(batch: Batch) -> Optional[str]:
+    if not (count := int((batch.kept & ~batch.finite).sum())):
+        return None
+    what = counted(count, "position with NaN or inf in its", "positions with NaN or inf in their")
+    return f"{what} {_inputs(batch)} {'counts' if count == 1 else 'count'}: the loss is not finite"
+
+
+def padding_not_finite(batch: Batch) -> Optional[str]:
+    if not (count := int((~batch.inside & ~batch.finite).sum())):
+        return None
+    what = counted(count, "position with NaN or inf in its", "positions with NaN or inf in their")
+    return f"{what} {_inputs(batch)} {'is' if count == 1 else 'are'} padding: loss * mask would be NaN"
+
+
+def labels_of_padding(batch: Batch) -> Optional[str]:
+    """An attention mask does not reach a loss that takes logits and labels alone."""
+    count = int((~batch.inside & ~batch.ignored).sum())
+    if batch.mask_key != "attention_mask" or batch.target_key != "labels" or not count:
+        return None
+    found = counted(count, "label in the padding is", "labels in the padding are")
+    return f"{found} not {batch.ignore_index}: a loss without the mask, such as Hugging Face's own, counts them"
+
+
+def missing_shift(batch: Batch) -> Optional[str]:
+    plain, shifted = (batch.other, batch) if batch.shifted else (batch, batch.other)
+    if shifted is None or not shift_fits(plain) or (batch.shifted and name_of_loss(batch) == RIGHT):
+        return None
+    costs = [one.mean(one.kept).item() for one in (shifted, plain)]
+    return (
+        f"{batch.target_key} look unshifted: logits fit the next one ({costs[0]:.4g}) better than the one beside them "
+        f"({costs[1]:.4g}). For a causal model, F.pad({batch.target_key}, (0, 1), value={batch.ignore_index})[:, 1:] "
+        "shifts them"
+    )
+
+
+def another_loss(batch: Batch) -> Optional[str]:
+    right, name = means(batch)[RIGHT], name_of_loss(batch)
+    if batch.loss is None or right is None or math.isnan(right) or name == RIGHT:
+        return None
+    what = f"is {'' if name.startswith('half') else 'the '}{name}" if name else f"is not the {RIGHT}"
+    return f"the loss that was saved, {batch.loss:.6g}, {what}; the {RIGHT} is {right:.6g}"
+
+
+MISTAKES = [
+    lengths_for_a_mask,
+    weights_for_a_mask,
+    numbers_for_a_mask,
+    nothing_kept,
+    empty_rows,
+    inverted_mask,
+    targets_outside,
+    targets_not_finite,
+    input_not_finite,
+    padding_not_finite,
+    labels_of_padding,
+    missing_shift,
+    another_loss,
+]
 
 
 def warnings(batch: Batch) -> List[str]:
     """What looks like a mistake."""
-    found = []
-    kept, padding = batch.kept, ~batch.inside
-    if kept.numel() and not kept.any():
-        found.append("nothing is kept: the loss is 0, with a zero gradient, and this batch teaches nothing")
-    elif empty := [name for name, row in zip(batch.names, kept, strict=True) if not row.any()]:
-        listed = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        found.append(f"{len(empty)} of {len(batch.names)} sequences have no position that counts: {listed}")
-    held = batch.target[batch.inside & batch.real].unique()
-    left_out = batch.target[padding & batch.real].unique()
-    if batch.inside.any() and len(held) <= 1 and len(left_out) > 1:
-        what = f"are all {held.item()}" if len(held) else "hold no class"
-        found.append(
-            f"the mask looks inverted: targets that count {what}, those in the padding hold {len(left_out)} classes. "
-            "True means keep: try ~mask"
-        )
-    outside = (kept & batch.outside).nonzero()
-    if len(outside):
-        row, position = outside[0].tolist()
-        found.append(
-            f"{len(outside)} targets that count are no class of the {batch.classes}: the first is "
-            f"{batch.target[row, position].item()}, sequence {batch.names[row]}, position {position}; "
-            "cross_entropy raises an IndexError"
-        )
-    for of, what in ((kept, "count: the loss is not finite"), (padding, "are padding: loss * mask would be NaN")):
-        if count := int((~batch.finite & of).sum()):
-            found.append(f"{count} positions with NaN or inf in their logits {what}")
-    return found + _of_saved_loss(batch)
-
-
-def _of_saved_loss(batch: Batch) -> List[str]:
-    if batch.loss is None:
-        return []
-    candidates = means(batch)
-    (right, value), *others = candidates.items()
-    if value is None or math.isnan(value) or math.isclose(batch.loss, value, rel_tol=1e-3, abs_tol=1e-6):
-        return []
-    others.append(("mean over the padding", _mean(batch.cost, ~batch.inside & batch.real)))
-    for name, other in others:
-        if other is not None and math.isclose(batch.loss, other, rel_tol=1e-3, abs_tol=1e-6):
-            return [f"the loss that was saved, {batch.loss:.6g}, is the {name}; the {right} is {value:.6g}"]
-    return [f"the loss that was saved, {batch.loss:.6g}, is not the {right}, {value:.6g}"]
+    return [found for mistake in MISTAKES if (found := mistake(batch))]
 
 
 def _shown(cost: float, inside: bool, ignored: bool, real: bool) -> str:
@@ -205,20 +190,19 @@ def _shown(cost: float, inside: bool, ignored: bool, real: bool) -> str:
 
 
 def _table(batch: Batch, limit: int) -> List[str]:
-    lines = [["sequence", "counts", "mean", "padding's", "positions"]]
+    lines = [[batch.unit or "batch", "counts", "mean", "padding's", "positions"]]
+    kept, padding = (of & batch.real for of in (batch.kept, ~batch.inside))
+    of_kept, of_padding = batch.mean(kept, 1), batch.mean(padding, 1)
     for row, name in enumerate(batch.names[:limit]):
-        kept, real, cost = batch.kept[row], batch.real[row], batch.cost[row]
-        padding = ~batch.inside[row]
-        ignored = batch.target[row] == batch.ignore_index
-        columns = zip(cost.tolist(), batch.inside[row].tolist(), ignored.tolist(), real.tolist(), strict=True)
-        positions = [_shown(*column) for column in list(columns)[:limit]]
-        more = len(cost) - len(positions)
+        columns = [of[row, :limit].tolist() for of in (batch.cost, batch.inside, batch.ignored, batch.real)]
+        positions = [_shown(*column) for column in zip(*columns, strict=True)]
+        more = batch.cost.shape[1] - len(positions)
         lines.append(
             [
                 name,
-                f"{int(kept.sum())} of {len(kept)}",
-                f"{_mean(cost, kept & real):.4g}" if kept.any() else "-",
-                f"{_mean(cost, padding & real):.4g}" if (padding & real).any() else "-",
+                f"{int(batch.kept[row].sum())} of {batch.cost.shape[1]}",
+                f"{of_kept[row]:.4g}" if batch.kept[row].any() else "-",
+                f"{of_padding[row]:.4g}" if padding[row].any() else "-",
                 " ".join(positions) + (f" ... {more} more" if more else ""),
             ]
         )
@@ -231,17 +215,28 @@ def _table(batch: Batch, limit: int) -> List[str]:
 
 def report(batch: Batch, limit: int) -> str:
     """All that is printed of a batch, but its warnings."""
-    total, counting = batch.kept.numel(), int(batch.kept.sum())
-    padding, ignored = int((~batch.inside).sum()), int((batch.inside & ~batch.kept).sum())
+    total, counting, padding = batch.kept.numel(), int(batch.kept.sum()), int((~batch.inside).sum())
+    parts = [
+        counted(counting, "counts", "count"),
+        f"{counted(padding, 'is', 'are')} padding ({padding / max(total, 1):.1%})",
+    ]
+    if batch.classes:
+        ignored = counted(int((batch.inside & batch.ignored).sum()), "holds", "hold")
+        parts.append(f"{ignored} ignore_index {batch.ignore_index}")
     values = means(batch)
-    lines = [batch.described, "", *_table(batch, limit), "", "(in brackets: padding, and what it would have cost)", ""]
-    lines.append(
-        f"{total} positions: {counting} count, {padding} are padding ({padding / max(total, 1):.1%}), "
-        f"{ignored} hold ignore_index {batch.ignore_index}"
-    )
-    lines.append(f"effective normalizer: {counting}")
-    for name, value in values.items():
-        lines.append(f"{name}: {'an IndexError' if value is None else f'{value:.6g}'}")
+    if batch.other and batch.target_key == "labels":
+        values[f"{RIGHT}, labels {'as they are' if batch.shifted else 'shifted by one'}"] = means(batch.other)[RIGHT]
+    lines = [
+        batch.described,
+        "",
+        *_table(batch, limit),
+        "",
+        "(in brackets: padding, and what it would have cost)",
+        "",
+        f"{counted(total, 'position')}: {', '.join(parts)}",
+        f"effective normalizer: {batch.weight[batch.kept].sum().item():.10g}",
+        *(f"{name}: {'an IndexError' if value is None else f'{value:.6g}'}" for name, value in values.items()),
+    ]
     return "\n".join(lines)
 
 
@@ -251,7 +246,7 @@ def draw(batch: Batch, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
-    cost = batch.cost.double()
+    cost = batch.cost
     finite = cost[batch.real & cost.isfinite()]
     colors = colormaps["viridis_r"].with_extremes(bad="#e4e6e9")
     titles = {"what counts": batch.kept & batch.real, "what the padding would have cost": ~batch.inside & batch.real}
@@ -266,8 +261,8 @@ def draw(batch: Batch, path: Path) -> None:
             aspect="auto",
             interpolation="none",
         )
-        axis.set_title(f"{title}: mean {_mean(cost, of):.4g} over {int(of.sum())} positions", loc="left")
-        axis.set_ylabel("sequence")
+        axis.set_title(f"{title}: mean {batch.mean(of):.4g} over {counted(int(of.sum()), 'position')}", loc="left")
+        axis.set_ylabel(batch.unit)
         if len(batch.names) <= 24:
             axis.set_yticks(range(len(batch.names)), batch.names)
     axes[-1].set_xlabel("position")

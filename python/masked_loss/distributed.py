@@ -1,6 +1,6 @@
 """One normalizer for a batch that is spread over processes and micro-batches."""
 
-from typing import TYPE_CHECKING, Optional, Union
+from typing import TYPE_CHECKING, List, Optional, Union
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["global_normalizer"]
+
+
+def __dir__() -> List[str]:
+    return __all__
 
 
 def _number(count: float, group: Optional["ProcessGroup"]) -> Tensor:

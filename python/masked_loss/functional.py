@@ -53,6 +53,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> List[str]:
+    return __all__
+
+
 @scriptable
 def cross_entropy(
     input: Tensor,
@@ -128,7 +132,7 @@ def cross_entropy(
     """
     number = reduction_number("cross_entropy", reduction)
     ids = id_list("cross_entropy", "ignore_index", ignore_index)
-    divisor = normalizer_tensor(normalizer, input)
+    divisor = normalizer_tensor("cross_entropy", normalizer, input)
     smoothing = label_smoothing
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, class_mask, divisor):

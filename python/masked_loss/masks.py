@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 from ._arguments import id_list
-from ._dispatch import scriptable
+from ._dispatch import bound, scriptable, use_bound
 
 __all__ = ["causal_mask", "mask_from_ids", "sequence_mask"]
+
+
+def __dir__() -> List[str]:
+    return __all__
 
 
 @scriptable
@@ -32,8 +36,14 @@ def sequence_mask(lengths: Tensor, maxlen: Optional[int] = None, *, padding_side
             [False, False, False],
             [ True,  True,  True]])
     """
+    if not torch.jit.is_scripting():
+        if not isinstance(lengths, Tensor):
+            return bound.sequence_mask(lengths, 0, padding_side)  # an error that says so
     if maxlen is None:
         maxlen = max(int(lengths.max()), 0) if lengths.numel() > 0 else 0
+    if not torch.jit.is_scripting():
+        if use_bound(lengths):
+            return bound.sequence_mask(lengths, maxlen, padding_side)
     return torch.ops.masked_loss.sequence_mask(lengths, maxlen, padding_side)
 
 
@@ -58,8 +68,11 @@ def causal_mask(query_len: int, key_len: Optional[int] = None, *, device: Option
             [ True,  True, False]])
     """
     if not torch.jit.is_scripting():
-        if device is None and not torch.compiler.is_compiling():
-            device = torch.get_default_device()
+        if torch.jit.is_tracing():  # a trace has lengths that are tensors, and takes no device
+            mask = torch.ops.masked_loss.causal_mask(query_len, key_len, None)
+            return mask if device is None else mask.to(device)
+        if use_bound():
+            return bound.causal_mask(query_len, key_len, torch.get_default_device() if device is None else device)
     return torch.ops.masked_loss.causal_mask(query_len, key_len, device)
 
 
@@ -80,4 +93,8 @@ def mask_from_ids(tokens: Tensor, ids: Union[int, List[int]]) -> Tensor:
     tensor([[ True, False],
             [False,  True]])
     """
-    return torch.ops.masked_loss.mask_from_ids(tokens, id_list("mask_from_ids", "ids", ids))
+    numbers = id_list("mask_from_ids", "ids", ids)
+    if not torch.jit.is_scripting():
+        if use_bound(tokens):
+            return bound.mask_from_ids(tokens, numbers)
+    return torch.ops.masked_loss.mask_from_ids(tokens, numbers)

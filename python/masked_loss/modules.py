@@ -22,6 +22,11 @@ __all__ = [
     "SmoothL1Loss",
 ]
 
+
+def __dir__() -> List[str]:
+    return __all__
+
+
 OptionalTensor = Optional[Tensor]
 Divisor = Optional[Union[int, float, Tensor]]
 

@@ -22,6 +22,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> List[str]:
+    return __all__
+
+
 def _variance(var: Union[int, float, Tensor], input: Tensor, target: Tensor) -> Tensor:
     if isinstance(var, Tensor):
         return var
@@ -78,7 +82,7 @@ def mse_loss(
     tensor(2.5000)
     """
     number = reduction_number("mse_loss", reduction)
-    divisor = normalizer_tensor(normalizer, input)
+    divisor = normalizer_tensor("mse_loss", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, divisor):
             return bound.mse_loss(input, target, mask, number, weight, sample_weight, divisor)
@@ -117,7 +121,7 @@ def l1_loss(
     tensor(1.5000)
     """
     number = reduction_number("l1_loss", reduction)
-    divisor = normalizer_tensor(normalizer, input)
+    divisor = normalizer_tensor("l1_loss", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, divisor):
             return bound.l1_loss(input, target, mask, number, weight, sample_weight, divisor)
@@ -159,7 +163,7 @@ def smooth_l1_loss(
     tensor(1.5000)
     """
     number = reduction_number("smooth_l1_loss", reduction)
-    divisor = normalizer_tensor(normalizer, input)
+    divisor = normalizer_tensor("smooth_l1_loss", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, sample_weight, divisor):
             return bound.smooth_l1_loss(input, target, mask, number, beta, sample_weight, divisor)
@@ -203,7 +207,7 @@ def huber_loss(
     tensor(1.5000)
     """
     number = reduction_number("huber_loss", reduction)
-    divisor = normalizer_tensor(normalizer, input)
+    divisor = normalizer_tensor("huber_loss", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, divisor):
             return bound.huber_loss(input, target, mask, number, delta, weight, sample_weight, divisor)
@@ -248,7 +252,7 @@ def binary_cross_entropy_with_logits(
     tensor(0.2201)
     """
     number = reduction_number("binary_cross_entropy_with_logits", reduction)
-    divisor = normalizer_tensor(normalizer, input)
+    divisor = normalizer_tensor("binary_cross_entropy_with_logits", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, pos_weight, sample_weight, divisor):
             return bound.binary_cross_entropy_with_logits(
@@ -298,7 +302,7 @@ def binary_cross_entropy(
     tensor(0.6931)
     """
     number = reduction_number("binary_cross_entropy", reduction)
-    divisor = normalizer_tensor(normalizer, input)
+    divisor = normalizer_tensor("binary_cross_entropy", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, divisor):
             return bound.binary_cross_entropy(input, target, mask, number, weight, sample_weight, divisor)
@@ -344,7 +348,7 @@ def kl_div(
     tensor(0.6931)
     """
     number = reduction_number("kl_div", reduction, batchmean=True)
-    divisor = normalizer_tensor(normalizer, input)
+    divisor = normalizer_tensor("kl_div", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, sample_weight, divisor):
             return bound.kl_div(input, target, mask, number, log_target, sample_weight, divisor)
@@ -390,7 +394,7 @@ def poisson_nll_loss(
     tensor(1.)
     """
     number = reduction_number("poisson_nll_loss", reduction)
-    divisor = normalizer_tensor(normalizer, input)
+    divisor = normalizer_tensor("poisson_nll_loss", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, sample_weight, divisor):
             return bound.poisson_nll_loss(input, target, mask, number, log_input, full, eps, sample_weight, divisor)
@@ -446,7 +450,7 @@ def gaussian_nll_loss(
     tensor(0.5000)
     """
     number = reduction_number("gaussian_nll_loss", reduction)
-    divisor = normalizer_tensor(normalizer, input)
+    divisor = normalizer_tensor("gaussian_nll_loss", normalizer, input)
     variance = _variance(var, input, target)
     if not torch.jit.is_scripting():
         if use_bound(input, target, variance, mask, sample_weight, divisor):
@@ -495,7 +499,7 @@ def sigmoid_focal_loss(
     tensor(0.0433)
     """
     number = reduction_number("sigmoid_focal_loss", reduction)
-    divisor = normalizer_tensor(normalizer, input)
+    divisor = normalizer_tensor("sigmoid_focal_loss", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, sample_weight, divisor):
             return bound.sigmoid_focal_loss(input, target, mask, number, alpha, gamma, sample_weight, divisor)

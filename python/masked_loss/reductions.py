@@ -11,6 +11,10 @@ from ._dispatch import bound, scriptable, use_bound
 __all__ = ["masked_mean", "masked_std", "masked_sum", "masked_var", "masked_whiten"]
 
 
+def __dir__() -> List[str]:
+    return __all__
+
+
 def _dims(op: str, dim: Optional[Union[int, List[int]]]) -> List[int]:
     if dim is None:
         return []

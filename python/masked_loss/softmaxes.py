@@ -11,6 +11,10 @@ from ._dispatch import bound, scriptable, use_bound
 __all__ = ["log_softmax", "logsumexp", "softmax"]
 
 
+def __dir__() -> List[str]:
+    return __all__
+
+
 @scriptable
 def softmax(
     input: Tensor,

@@ -1,14 +1,46 @@
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <masked_loss/masked_loss.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
+#include <array>
+#include <string>
 #include <variant>
 
 namespace {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-using Value = std::variant<Tensor, bool, std::int64_t, double, c10::complex<double>>;
+
+// A number or a tensor. pybind11's variant would try torch's complex number, which leaves an error behind.
+struct Value {
+  std::variant<Tensor, at::Scalar> is;
+};
+
+}  // namespace
+
+template <>
+struct pybind11::detail::type_caster<Value> {
+  PYBIND11_TYPE_CASTER(Value, const_name("number | torch.Tensor"));
+
+  bool load(handle source, bool) {
+    const auto take = [&]<class T, class To>(To*) {
+      make_caster<T> caster;
+      if (!caster.load(source, /*convert=*/true)) return false;
+      value.is = To(cast_op<T>(caster));
+      return true;
+    };
+    at::Scalar* scalar = nullptr;
+    if (take.template operator()<Tensor>(static_cast<Tensor*>(nullptr))) return true;
+    if (PyBool_Check(source.ptr())) return take.template operator()<bool>(scalar);
+    if (PyComplex_Check(source.ptr())) return take.template operator()<c10::complex<double>>(scalar);
+    if (PyIndex_Check(source.ptr())) return take.template operator()<std::int64_t>(scalar);
+    return take.template operator()<double>(scalar);
+  }
+};
+
+namespace {
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask, std::int64_t reduction,
                      const OptionalTensor& weight, const OptionalTensor& sample_weight,
@@ -43,26 +75,12 @@ Tensor check_targets(const Tensor& target, std::int64_t num_classes, const Optio
   return masked_loss::check_targets(target, num_classes, mask, ignore_index);
 }
 
-// Calls `fill` with a tensor or with a c10::Scalar, which pybind11 cannot take by itself.
-template <class Fill>
-auto with_value(const Value& value, const Fill& fill) {
-  return std::visit(
-      [&](const auto& v) {
-        if constexpr (std::is_same_v<std::decay_t<decltype(v)>, Tensor>) {
-          return fill(v);
-        } else {
-          return fill(at::Scalar(v));
-        }
-      },
-      value);
-}
-
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const Value& value) {
-  return with_value(value, [&](const auto& v) { return masked_loss::masked_fill(input, mask, v); });
+  return std::visit([&](const auto& v) { return masked_loss::masked_fill(input, mask, v); }, value.is);
 }
 
 void masked_fill_(Tensor input, const Tensor& mask, const Value& value) {
-  with_value(value, [&](const auto& v) { masked_loss::masked_fill_(input, mask, v); });
+  std::visit([&](const auto& v) { masked_loss::masked_fill_(input, mask, v); }, value.is);
 }
 
 // A loss of elements; `Argument...` are the members of its options after the reduction, in their order.
@@ -115,12 +133,127 @@ Tensor masked_whiten(const Tensor& input, const OptionalTensor& mask, const std:
   return masked_loss::masked_whiten(input, mask, dim);
 }
 
+// By its op, which takes the side as a word.
+Tensor sequence_mask(const Tensor& lengths, std::int64_t maxlen, const std::string& padding_side) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("masked_loss::sequence_mask", "")
+                             .typed<Tensor(const Tensor&, c10::SymInt, std::string_view)>();
+  return op.call(lengths, maxlen, padding_side);
+}
+
+Tensor causal_mask(std::int64_t query_len, std::optional<std::int64_t> key_len, std::optional<at::Device> device) {
+  return masked_loss::causal_mask(query_len, key_len, device);
+}
+
+Tensor mask_from_ids(const Tensor& tokens, const std::vector<std::int64_t>& ids) {
+  return masked_loss::mask_from_ids(tokens, ids);
+}
+
+// What an argument of type T has to be, in an error.
+template <class T>
+constexpr const char* kExpected = nullptr;
+template <>
+constexpr const char* kExpected<Tensor> = "a Tensor";
+template <>
+constexpr const char* kExpected<OptionalTensor> = "a Tensor";
+template <>
+constexpr const char* kExpected<Value> = "a number or a 0-d Tensor";
+template <>
+constexpr const char* kExpected<bool> = "a bool";
+template <>
+constexpr const char* kExpected<double> = "a number";
+template <>
+constexpr const char* kExpected<std::int64_t> = "an int";
+template <>
+constexpr const char* kExpected<std::optional<std::int64_t>> = "an int";
+template <>
+constexpr const char* kExpected<std::vector<std::int64_t>> = "a list of ints";
+template <>
+constexpr const char* kExpected<std::string> = "a str";
+template <>
+constexpr const char* kExpected<std::optional<at::Device>> = "a torch.device";
+template <>
+constexpr const char* kExpected<std::optional<at::ScalarType>> = "a torch.dtype";
+
+template <class T>
+constexpr bool kIsTensor = std::is_same_v<T, Tensor> || std::is_same_v<T, OptionalTensor>;
+
+using Names = std::vector<std::string>;
+
+std::string type_name(py::handle value) { return py::str(py::type::handle_of(value).attr("__name__")); }
+
+// Of a number or a string, which are short; else empty.
+std::string short_repr(py::handle value) {
+  const auto* type = Py_TYPE(value.ptr());
+  const bool is_short = value.is_none() || type == &PyBool_Type || type == &PyLong_Type || type == &PyFloat_Type ||
+                        type == &PyComplex_Type || type == &PyUnicode_Type;
+  return is_short ? std::string(py::repr(value)) : std::string();
+}
+
+// What may have been meant by something that stands where a tensor belongs.
+std::string tensor_hint(const std::string& name, const Names& names, py::handle value) {
+  const auto has = [&](const char* other) { return std::find(names.begin(), names.end(), other) != names.end(); };
+  const auto type = type_name(value), text = short_repr(value);
+  if (value.is_none()) return "";
+  if (type == "str") return has("reduction") ? "; a reduction is passed by name, reduction=" + text : "";
+  if (type == "int" && name == "mask" && has("dim")) return "; a dimension is passed by name, dim=" + text;
+  if (!text.empty()) return "; use torch.tensor(" + text + ")";
+  if (type == "PackedSequence") return "; use torch.nn.utils.rnn.pad_packed_sequence";
+  if (!py::hasattr(value, "__array__") && !py::isinstance<py::list>(value)) return "";
+  return "; use torch.as_tensor(" + name + ")";
+}
+
+// Raises the error of the first argument that has not the type of its parameter, if there is one. Never with what an
+// argument holds, which may be large.
+template <class... T>
+void explain(const std::string& op, const Names& names, const py::args& arguments) {
+  std::size_t at = 0;
+  const auto check = [&]<class U>() {
+    const auto i = at++;
+    if (i >= arguments.size()) return;
+    const py::handle value = arguments[i];
+    if (py::detail::make_caster<U>().load(value, /*convert=*/true)) return;
+    const auto text = short_repr(value), type = type_name(value);
+    const auto got = text.empty() || value.is_none() ? type == "NoneType" ? "None" : type : text + " (" + type + ")";
+    throw py::type_error(op + ": expected " + names[i] + " to be " + kExpected<U> + ", got " + got +
+                         (kIsTensor<U> ? tensor_hint(names[i], names, value) : ""));
+  };
+  (check.template operator()<std::decay_t<T>>(), ...);
+}
+
+// A DTensor has no rules of ours for its placements yet; torch's own error for that does not say what to do.
+template <class T>
+void refuse_dtensor(const std::string& op, const std::string& name, const T& argument) {
+  if constexpr (kIsTensor<T>) {
+    const OptionalTensor tensor(argument);
+    if (!tensor || !tensor->unsafeGetTensorImpl()->is_python_dispatch()) return;
+    if (type_name(py::cast(*tensor)) != "DTensor") return;
+    throw py::type_error(op + ": expected " + name + " to be a plain Tensor, got DTensor; pass " + name +
+                         ".full_tensor(), or to_local() where each rank has rows of its own");
+  }
+}
+
+// Adds a function, with a second overload that tells what is wrong with arguments that the first does not take. torch's
+// wrapper turns c10 errors into Python's and releases the GIL.
+template <class Function, class Result, class... T>
+void add(py::module_& m, const char* op, Function function, const Names& names, Result (*)(T...)) {
+  m.def(op, [op, names, wrapped = torch::wrap_pybind_function_no_gil(function)](T... arguments) -> Result {
+    std::size_t i = 0;
+    (refuse_dtensor(op, names[i++], arguments), ...);
+    return wrapped(arguments...);
+  });
+  m.def(op, [op, names](const py::args& arguments) {
+    explain<T...>(op, names, arguments);
+    throw py::reference_cast_error();  // on to the first overload once more, which then converts
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  // The wrapper turns c10 errors into Python's and releases the GIL.
   const auto def = [&m](const char* name, auto function, auto... arguments) {
-    m.def(name, torch::wrap_pybind_function_no_gil(function), py::arg(arguments)...);
+    using Signature = py::detail::function_signature_t<decltype(function)>;
+    add(m, name, function, {arguments...}, static_cast<std::add_pointer_t<Signature>>(nullptr));
   };
   def("cross_entropy", cross_entropy, "input", "target", "mask", "reduction", "weight", "sample_weight", "class_mask",
       "normalizer", "ignore_index", "label_smoothing", "z_loss", "dim");
@@ -152,6 +285,9 @@ PYBIND11_MODULE(_C, m) {
   def("masked_var", variance(ml::masked_var), "input", "mask", "dim", "keepdim", "correction");
   def("masked_std", variance(ml::masked_std), "input", "mask", "dim", "keepdim", "correction");
   def("masked_whiten", masked_whiten, "input", "mask", "dim");
+  def("sequence_mask", sequence_mask, "lengths", "maxlen", "padding_side");
+  def("causal_mask", causal_mask, "query_len", "key_len", "device");
+  def("mask_from_ids", mask_from_ids, "tokens", "ids");
   def("masked_fill", masked_fill, "input", "mask", "value");
   def("masked_fill_", masked_fill_, "input", "mask", "value");
 }

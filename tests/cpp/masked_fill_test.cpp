@@ -31,7 +31,15 @@ TEST_F(MaskedFill, MasksOfIntegers) {
   const auto input = at::randn({2, 3});
   for (const auto type : {at::kByte, at::kChar, at::kShort, at::kInt, at::kLong}) {
     expect_bitwise(masked_loss::masked_fill(input, mask.to(type), -1), input.masked_fill(mask, -1));
+    EXPECT_THROW(masked_loss::masked_fill(input, mask.to(type) * 4, -1), c10::ValueError);
   }
+}
+
+TEST_F(MaskedFill, TemporariesInPlace) {
+  const auto input = at::zeros({2, 3});
+  masked_loss::masked_fill_(input[0], mask[0], 1);
+  masked_loss::masked_fill_(input.select(0, 1), mask[1], at::scalar_tensor(2));
+  expect_bitwise(input, at::zeros({2, 3}).masked_fill(mask, 1) * at::tensor({1, 2}).view({2, 1}));
 }
 
 TEST_F(MaskedFill, Broadcasts) {

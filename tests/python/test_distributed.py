@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import masked_loss
 import reference
 from masked_loss import cross_entropy, distributed, loss_normalizer, sequence_mask
 from masked_loss.distributed import global_normalizer
@@ -262,6 +263,38 @@ def test_errors(count, error, message):
 def test_docstring():
     assert doctest.testmod(distributed).attempted > 0
     assert doctest.testmod(distributed).failed == 0
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_dtensor_is_refused_with_a_way_out(one_process):
+    from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (1,))
+    x, target, mask = torch.randn(4, C), torch.arange(4), torch.tensor([True, True, False, True])
+
+    def spread(tensor):
+        return distribute_tensor(tensor, mesh, [Replicate()])
+
+    calls = {
+        "cross_entropy: expected input": lambda: cross_entropy(spread(x), target, mask),
+        "cross_entropy: expected target": lambda: cross_entropy(x, spread(target), mask),
+        "mse_loss: expected mask": lambda: masked_loss.mse_loss(x[:, 0], x[:, 0], spread(mask)),
+        "softmax: expected input": lambda: masked_loss.softmax(spread(x)),
+        "masked_mean: expected input": lambda: masked_loss.masked_mean(spread(x)),
+        "masked_fill: expected input": lambda: masked_loss.masked_fill(spread(x), mask[:, None], 0.0),
+        "mask_from_ids: expected tokens": lambda: masked_loss.mask_from_ids(spread(target), 0),
+    }
+    for beginning, call in calls.items():
+        name = beginning.split()[-1]
+        with pytest.raises(TypeError, match=rf"^{beginning} to be a plain Tensor, got DTensor; pass {name}\.full_tensor"):
+            call()
+    reference.assert_same_bits(cross_entropy(spread(x).full_tensor(), target, mask), cross_entropy(x, target, mask))
 
 
 # As torchrun starts it, with one process: accumulation alone. Port 0 takes one that is free.

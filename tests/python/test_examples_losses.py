@@ -1,11 +1,14 @@
 """The examples of losses, run as a user runs them: the numbers that prove the mask."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -79,9 +82,35 @@ def test_distillation():
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_hugging_face_trainer():
+@pytest.fixture
+def hugging_face():
     pytest.importorskip("transformers", reason="transformers is not installed: it needs Python 3.11 or newer")
     pytest.importorskip("accelerate", reason="accelerate is not installed, which transformers' Trainer needs")
+
+
+def names_of_nodes(node):
+    return [node.name()] + [name for next, _ in node.next_functions if next for name in names_of_nodes(next)]
+
+
+@pytest.mark.parametrize("num_items", [None, 5, torch.tensor(17)])
+def test_loss_of_the_trainer_is_that_of_hugging_face(hugging_face, num_items):
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    masked_causal_loss = runpy.run_path(str(EXAMPLES / "hf_trainer.py"))["masked_causal_loss"]
+    with torch.device("cpu"):
+        torch.manual_seed(0)
+        logits, labels = torch.randn(3, 8, 11, requires_grad=True), torch.randint(11, (3, 8))
+        labels[0, 5:] = labels[1, :2] = labels[2] = -100
+    ours = masked_causal_loss(SimpleNamespace(logits=logits), labels, num_items)
+    theirs = ForCausalLMLoss(logits, labels, 11, num_items_in_batch=num_items)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    # A slice of the logits would have its gradient copied into one of the whole size.
+    assert not any("Slice" in name for name in names_of_nodes(ours.grad_fn))
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
+
+
+def test_hugging_face_trainer(hugging_face):
     printed = output_of("hf_trainer.py", "--steps=6")
     assert numbers(r"Trainer's own loss: ([^,]+),", printed)[0] < 1e-5
     assert numbers(r"its gradient (\S+)", printed)[0] < 1e-5

@@ -168,7 +168,7 @@ def test_warning_target_out_of_range(tmp_path):
     content["targets"][1, 1] = 7
     content["targets"][2, 5] = -9  # in the padding: no mistake
     assert warnings_of(tmp_path, content) == [
-        "1 targets that count are no class of the 5: the first is 7, sequence 1, position 1; "
+        "1 target that counts is no class of the 5: the first is 7, sequence 1, position 1; "
         "cross_entropy raises an IndexError"
     ]
     read = _inspect.read(saved(tmp_path, content))
@@ -198,7 +198,7 @@ def test_warning_nan(tmp_path):
     ]
     content["logits"][0, 0, 0] = float("inf")
     assert (
-        warnings_of(tmp_path, content)[0] == "1 positions with NaN or inf in their logits count: the loss is not finite"
+        warnings_of(tmp_path, content)[0] == "1 position with NaN or inf in its logits counts: the loss is not finite"
     )
 
 
@@ -209,6 +209,9 @@ def test_warning_nan(tmp_path):
         (lambda each, mask: (each * mask).mean(), "is the (loss * mask).mean()"),
         (lambda each, mask: each[~mask].mean(), "is the mean over the padding"),
         (lambda each, mask: ((each * mask).sum(1) / mask.sum(1)).mean(), "is the mean of the sequences' means"),
+        (lambda each, mask: (each * mask).sum() / 3, "is the sum over what counts, divided by the 3 sequences"),
+        (lambda each, mask: (each * mask).sum(), "is the sum over what counts"),
+        (lambda each, mask: each[mask].mean() / 2, "is half of the mean over what counts"),
         (lambda each, mask: each.sum(), "is not the mean over what counts"),
         (lambda each, mask: each[mask].mean(), None),
     ],
@@ -225,6 +228,253 @@ def test_warning_of_the_saved_loss(mistake, name, tmp_path):
     assert f"{right:.4g}" in warning
 
 
+def test_warning_of_a_saved_loss_that_counts_empty_sequences(tmp_path):
+    content = batch(mask=masked_loss.sequence_mask(torch.tensor([6, 0, 3]), 6))
+    each, mask = each_of(content), content["mask"]
+    loss = ((each * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
+    assert (
+        "is the mean of the sequences' means, 0 for the empty ones"
+        in warnings_of(tmp_path, content | {"loss": loss})[1]
+    )
+
+
+def next_token_batch(offset=1, **changed):
+    """Labels as Hugging Face's batches have them, and logits of a model that knows what follows."""
+    labels = torch.randint(9, (4, 12))
+    labels[1, 7:] = labels[2, 3:] = -100
+    seen = labels.clamp(min=0).roll(-offset, 1)
+    logits = torch.randn(4, 12, 9) + 4 * F.one_hot(seen, 9)
+    return {"logits": logits, "labels": labels, **changed}
+
+
+def series(**changed):
+    """A regression, [B, T, D], with NaN where nothing was measured."""
+    target = torch.randn(3, 5, 2)
+    target[1, 3:] = target[2, 0, 1] = torch.nan
+    return {"input": torch.randn(3, 5, 2), "target": target, **changed}
+
+
+def measured(content):
+    return content | {"mask": ~content["target"].isnan()}
+
+
+CERTAIN = {"mask": masked_loss.sequence_mask(torch.tensor([8, 3, 5]), 8), "targets": torch.randint(5, (3, 8))}
+# For each mistake what may be saved, and what is said of it.
+MISTAKES = {
+    "lengths_for_a_mask": [
+        (
+            lambda: batch(mask=torch.tensor([[6], [2], [0]])),
+            r"mask holds lengths \(0, 2, 6\) instead of True and False: masked_loss.sequence_mask\(lengths, 6\) is",
+        ),
+        (lambda: batch(mask=torch.tensor([6, 2, 3])), r"mask holds lengths \(2, 3, 6\)"),
+        (lambda: batch(mask=torch.tensor([[6.0], [2.0], [3.0]])), r"mask holds lengths \(2, 3, 6\)"),
+        (lambda: series(mask=torch.tensor([5, 3, 5])), r"sequence_mask\(lengths, 5\)"),
+    ],
+    "weights_for_a_mask": [
+        (
+            lambda: batch(mask=torch.tensor([[1.0], [0.5], [0.0]])),
+            r"mask holds weights \(0, 0.5, 1\) instead of True and False: pass it as sample_weight",
+        ),
+    ],
+    "numbers_for_a_mask": [
+        (lambda: batch(mask=torch.arange(18).view(3, 6)), r"other integers than 0 and 1 \(0, 1, 2, 3, 4, \.\.\.\)"),
+        (lambda: batch(mask=~batch()["mask"].long()), r"\(-2, -1\): ~ of an integer mask is -1 and -2, try mask == 0"),
+    ],
+    "nothing_kept": [(lambda: batch(mask=torch.zeros(3, 6)), "nothing is kept")],
+    "empty_rows": [
+        (
+            lambda: batch(mask=torch.tensor([[1], [0], [1]]), names=["a", "b", "c"]),
+            "1 of 3 sequences has no position that counts: b",
+        ),
+        (
+            lambda: {
+                "logits": torch.randn(2, 5, 3, 4),
+                "targets": torch.zeros(2, 3, 4).long(),
+                "mask": torch.eye(2)[:, :1, None],
+            },
+            "1 of 2 samples has no position that counts: 1",
+        ),
+    ],
+    "inverted_mask": [
+        (
+            lambda: batch(mask=~batch()["mask"]),
+            "looks inverted: targets that count are all 0, those in the padding hold 5",
+        ),
+        (
+            lambda: {
+                "logits": 6 * F.one_hot(CERTAIN["targets"].where(CERTAIN["mask"], 5), 6) + torch.zeros(()),
+                **CERTAIN,
+                "mask": ~CERTAIN["mask"],
+            },
+            r"looks inverted: what counts costs \S+, more than the padding's",
+        ),
+        (
+            lambda: {"logits": torch.randn(3, 8, 5), **CERTAIN, "mask": ~CERTAIN["mask"]},
+            "may be inverted: it leaves out the beginning of sequences and keeps their end",
+        ),
+        (lambda: series(mask=series()["target"].isnan()), "looks inverted: targets that count are all NaN"),
+        (
+            lambda: {
+                "input": torch.randn(2, 4),
+                "target": torch.tensor([[1.0, 2.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]]),
+                "mask": torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]]),
+            },
+            "looks inverted: targets that count are all 0.0, those in the padding hold 3 numbers",
+        ),
+    ],
+    "targets_outside": [
+        (lambda: batch(targets=batch()["targets"] + 2), r"\d targets that count are no class of the 5: the first is"),
+        (lambda: {"logits": torch.zeros(2, 3), "targets": torch.tensor([0, 5])}, "the first is 5, position 1; "),
+    ],
+    "targets_not_finite": [
+        (
+            series,
+            r"5 targets that count are NaN or inf, and so is the loss: with target.isfinite\(\) for a mask it is \d",
+        ),
+        (
+            lambda: series(mask=masked_loss.sequence_mask(torch.tensor([5, 3, 5]), 5)[..., None]),
+            r"1 target that counts is NaN or inf, .* with mask & target.isfinite\(\) for a mask",
+        ),
+    ],
+    "input_not_finite": [
+        (
+            lambda: measured(series(input=torch.full((3, 5, 2), torch.inf))),
+            "positions with NaN or inf in their input or target count",
+        ),
+        (lambda: batch(logits=torch.full((3, 6, 5), torch.nan)), "11 positions with NaN or inf in their logits count"),
+    ],
+    "padding_not_finite": [
+        (lambda: measured(series()), r"5 positions .* in their input or target are padding: loss \* mask would")
+    ],
+    "labels_of_padding": [
+        (
+            lambda: next_token_batch(attention_mask=masked_loss.sequence_mask(torch.tensor([12, 7, 3, 10])).long()),
+            "2 labels in the padding are not -100: a loss without the mask",
+        ),
+    ],
+    "missing_shift": [
+        (
+            next_token_batch,
+            r"labels look unshifted: logits fit the next one \(\S+\) better than the one beside them \(\S+\)\. "
+            r"For a causal model, F\.pad\(labels, \(0, 1\), value=-100\)\[:, 1:\] shifts them",
+        ),
+        (
+            lambda: (lambda b: {"logits": b["logits"], "targets": b["labels"]})(next_token_batch()),
+            "targets look unshifted",
+        ),
+    ],
+    "another_loss": [
+        (lambda: batch(loss=7.0), "the loss that was saved, 7, is not the mean over what counts; the mean")
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [pytest.param(name, *case, id=f"{name}-{i}") for name, cases in MISTAKES.items() for i, case in enumerate(cases)],
+)
+def test_mistake(name, content, said, tmp_path):
+    (found,) = [mistake for mistake in _inspect.MISTAKES if mistake.__name__ == name]
+    assert re.search(said, found(_inspect.read(saved(tmp_path, content()))) or "nothing is said")
+
+
+def test_every_mistake_is_tested():
+    assert [mistake.__name__ for mistake in _inspect.MISTAKES] == list(MISTAKES)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        batch,
+        lambda: batch(mask=batch()["mask"].float()),
+        lambda: next_token_batch(offset=0),
+        # padding on the left, of one token
+        lambda: batch(targets=batch()["targets"].flip(1), mask=batch()["mask"].flip(1)),
+        # what counts is one token, or two
+        lambda: batch(mask=F.pad(torch.ones(1, 2), (0, 4, 0, 2)), targets=torch.arange(18).view(3, 6) % 5),
+        lambda: {"logits": torch.randn(4, 5), "labels": torch.arange(4)},
+        lambda: measured({"input": torch.randn(4, 3), "target": torch.randn(4, 3)}),
+        lambda: {"input": torch.randn(3), "target": torch.randn(3), "mask": torch.tensor([False, True, True])},
+    ],
+)
+def test_what_is_no_mistake(content, tmp_path):
+    found = [warning for warning in warnings_of(tmp_path, content()) if "no position that counts" not in warning]
+    assert found == []
+
+
+def test_labels_of_hugging_face(tmp_path, call):
+    """The loss that was saved tells whether labels are shifted, or else what they fit."""
+    content = next_token_batch()
+    logits, labels = content["logits"], content["labels"]
+    as_they_are = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    shifted = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    read = _inspect.read(saved(tmp_path, content))
+    assert read.shifted and read.described.endswith("labels [4, 12] int64; no mask; labels shifted by one")
+    assert _inspect.means(read)["mean over what counts"] == pytest.approx(shifted.item(), rel=1e-5)
+
+    with_loss = saved(tmp_path, content | {"loss": shifted})
+    assert _inspect.warnings(_inspect.read(with_loss)) == []
+    _, printed, _ = call("inspect", with_loss, "--no-picture")
+    assert "44 positions: 30 count, 0 are padding (0.0%), 14 hold ignore_index -100\n" in printed
+    assert float(numbers(printed)["mean over what counts, labels as they are"]) == pytest.approx(
+        as_they_are.item(), rel=1e-4
+    )
+
+    read = _inspect.read(saved(tmp_path, content | {"loss": as_they_are}))
+    assert not read.shifted
+    assert re.match("labels look unshifted", *_inspect.warnings(read))
+
+    # Of logits that fit neither, only the saved loss tells.
+    content = next_token_batch(logits=torch.randn(4, 12, 9))
+    read = _inspect.read(saved(tmp_path, content))
+    assert not read.shifted and _inspect.warnings(read) == []
+    shifted = F.cross_entropy(content["logits"][:, :-1].flatten(0, 1), content["labels"][:, 1:].flatten())
+    read = _inspect.read(saved(tmp_path, content | {"loss": shifted}))
+    assert read.shifted and _inspect.warnings(read) == []
+
+
+def test_regression(tmp_path, call):
+    content = measured(series())
+    x, y, mask = content["input"], content["target"], content["mask"]
+    status, printed, _ = call("inspect", saved(tmp_path, content | {"loss": F.mse_loss(x[mask], y[mask])}))
+    assert status == 0
+    assert "input [3, 5, 2] float32; target [3, 5, 2] float32; mask [3, 5, 2] bool; squared differences\n" in printed
+    assert "30 positions: 25 count, 5 are padding (16.7%)\n" in printed
+    found = numbers(printed)
+    assert float(found["mean over what counts"]) == pytest.approx(F.mse_loss(x[mask], y[mask]).item(), rel=1e-4)
+    assert found["(loss * mask).mean()"] == found["mean over everything, loss.mean()"] == "nan"
+    assert re.search(r"^sample +counts", printed, re.MULTILINE) and "sequence" not in printed
+
+    finite = {"input": x, "target": y.nan_to_num(0), "mask": mask}
+    for loss, said in (
+        (F.mse_loss, "is the (loss * mask).mean()"),
+        (F.l1_loss, "is the (loss * mask).mean()"),
+        (F.huber_loss, "is not the mean over what counts"),
+    ):
+        value = (loss(finite["input"], finite["target"], reduction="none") * mask).mean()
+        (warning,) = warnings_of(tmp_path, finite | {"loss": value})
+        assert said in warning
+
+
+def test_weights(tmp_path):
+    weight = torch.rand(3, 6) * batch()["mask"]
+    content = batch(mask=weight)
+    right = masked_loss.cross_entropy(content["logits"], content["targets"], sample_weight=weight, dim=-1)
+    read = _inspect.read(saved(tmp_path, content | {"loss": right}))
+    assert _inspect.means(read)["mean over what counts"] == pytest.approx(right.item(), rel=1e-5)
+    assert f"effective normalizer: {weight.sum():.4f}"[:-2] in _inspect.report(read, 12)
+    unweighted = each_of(content)[weight > 0].mean()
+    found = warnings_of(tmp_path, content | {"loss": unweighted})[1]
+    assert "is the mean over what counts, without the weights" in found
+
+
+def test_limit_is_no_negative_number(tmp_path, call):
+    for value in ("-1", "x"):
+        status, printed, said = call("inspect", saved(tmp_path, batch()), "--limit", value)
+        assert (status, printed) == (2, "")
+        assert said.endswith(f"argument --limit: expected a number that is not negative, got {value}\n")
+
+
 def without(key):
     content = batch()
     del content[key]
@@ -234,12 +484,18 @@ def without(key):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (torch.zeros(3), "expected a dict of logits, targets, mask; .*; got Tensor"),
-        (without("mask"), r"expected a dict of .*; mask missing, got \['logits', 'targets'\]"),
+        (torch.zeros(3), r"expected a dict of logits \(or input\) and targets \(or labels\), .*; got Tensor"),
+        (without("targets"), r"expected a dict of .*; targets missing, got \['logits', 'mask'\]"),
+        ({"mask": torch.ones(3)}, r"expected a dict of .*; logits, targets missing, got \['mask'\]"),
         (batch(logits=[1.0]), "expected logits to be a tensor, got list"),
         (batch(logits=torch.zeros(3, 6, 5).long()), "expected logits of a floating dtype, got torch.int64"),
         (batch(targets=torch.zeros(3, 6)), r"expected targets to be class indices \(.*\), got torch.float32"),
-        (batch(mask=torch.ones(3, 6)), r"expected mask of bool or integers \(nonzero = keep\), got torch.float32"),
+        (batch(mask=torch.ones(3, 6) * 1j), "expected mask of bool, integers or floats, got torch.complex64"),
+        (batch(mask=[True]), "expected mask to be a tensor, got list"),
+        (
+            {"input": torch.zeros(3, 4), "target": torch.zeros(3, 1)},
+            r"expected target of input's shape \[3, 4\], got \[3, 1\]",
+        ),
         (batch(targets=torch.zeros(3, 4).long()), r"expected targets of logits' shape \[3, 6, 5\] .*, got \[3, 4\]"),
         (batch(mask=torch.ones(3).bool()), r"expected mask of targets' shape \[3, 6\], or 1s, got \[3\]"),
         (batch(mask=torch.ones(3, 5).bool()), r"expected mask of targets' shape \[3, 6\], or 1s, got \[3, 5\]"),

@@ -16,6 +16,7 @@ from masked_loss import _build
 
 CONSUMER = ROOT / "tests" / "consumer"
 TORCH = Path(torch.__file__).resolve().parent
+MINOR = ".".join(torch.__version__.split(".")[:2])
 
 
 def cmake_dir(**environment):
@@ -116,7 +117,7 @@ def test_wheel_is_small_and_described(wheel):
     assert folders == {"masked_loss", f"masked_loss-{metadata['Version']}.dist-info"}
     assert metadata["Description-Content-Type"] == "text/markdown"
     assert metadata.get_payload(decode=True).decode() == (ROOT / "README.md").read_text()
-    assert [metadata["License-Expression"], metadata.get_all("Requires-Dist")] == ["BSD-3-Clause", ["torch>=2.11"]]
+    assert [metadata["License-Expression"], metadata.get_all("Requires-Dist")] == ["BSD-3-Clause", [f"torch=={MINOR}.*"]]
 
 
 @pytest.mark.slow
@@ -169,9 +170,8 @@ def other_torch(tmp_path):
 def test_cmake_refuses_another_torch(other_torch):
     result = attempt(*configure(CONSUMER, other_torch / "b", CMAKE_PREFIX_PATH=cmake_dir(), Torch_DIR=other_torch))
     assert result.returncode != 0
-    built_for = ".".join(torch.__version__.split(".")[:2])
     message = " ".join(result.stderr.split())
-    assert f"masked_loss was built for torch {built_for}, but torch 2.99.0 was found" in message
+    assert f"masked_loss was built for torch {MINOR}, but torch 2.99.0 was found" in message
 
 
 def test_build_refuses_an_old_torch(other_torch):
@@ -180,6 +180,20 @@ def test_build_refuses_an_old_torch(other_torch):
     result = attempt(*configure(ROOT, other_torch / "b", MASKED_LOSS_PYTHON="OFF", Torch_DIR=other_torch))
     assert result.returncode != 0
     assert "masked_loss needs torch 2.11 or newer, found 2.10.0" in " ".join(result.stderr.split())
+
+
+def test_an_isolated_build_says_what_to_do():
+    """As pip asks for the metadata in an environment without torch, before it fetches anything."""
+    code = f"""
+import importlib.metadata, runpy, sys
+def version(name): raise importlib.metadata.PackageNotFoundError(name)
+importlib.metadata.version, sys.argv = version, ["setup.py", "dist_info"]
+runpy.run_path({str(ROOT / "setup.py")!r})
+"""
+    result = attempt(sys.executable, "-c", code)
+    assert result.returncode != 0
+    assert result.stderr.startswith("masked_loss: expected torch in the environment that builds")
+    assert "`pip install --no-build-isolation .`" in result.stderr
 
 
 def test_import_refuses_another_torch():

@@ -10,8 +10,9 @@ namespace masked_loss {
 MASKED_LOSS_API at::Tensor masked_fill(const at::Tensor& input, const at::Tensor& mask, const at::Scalar& value);
 MASKED_LOSS_API at::Tensor masked_fill(const at::Tensor& input, const at::Tensor& mask, const at::Tensor& value);
 
-// The same in place; `mask` broadcasts to `input`, which never grows.
-MASKED_LOSS_API void masked_fill_(at::Tensor& input, const at::Tensor& mask, const at::Scalar& value);
-MASKED_LOSS_API void masked_fill_(at::Tensor& input, const at::Tensor& mask, const at::Tensor& value);
+// The same in place; `mask` broadcasts to `input`, which never grows. `input` is const as in torch: the handle is, not
+// the memory, so that x[0] can be filled.
+MASKED_LOSS_API void masked_fill_(const at::Tensor& input, const at::Tensor& mask, const at::Scalar& value);
+MASKED_LOSS_API void masked_fill_(const at::Tensor& input, const at::Tensor& mask, const at::Tensor& value);
 
 }  // namespace masked_loss
