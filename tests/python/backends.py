@@ -44,17 +44,19 @@ class Emulation:
             os.dup2(stderr, 2)
             os.close(stderr)
             os.close(silence)
-        self.library.masked_loss_emulated_set.argtypes = (ctypes.c_uint, ctypes.c_uint, ctypes.c_int, ctypes.c_bool)
+        self.library.masked_loss_emulated_set.argtypes = (ctypes.c_uint, ctypes.c_uint, ctypes.c_int, ctypes.c_int)
         self.library.masked_loss_emulated_write_launches.argtypes = (ctypes.c_char_p,)
 
     def begin(self, test):
         """A schedule and a device for a test, the same ones each time that it runs with this seed."""
         if self.seed == 0:
-            self.library.masked_loss_emulated_set(0, 1, 3, True)
+            self.library.masked_loss_emulated_set(0, 1, 3, 90)
             return
         draw = random.Random(zlib.crc32(f"{self.seed} {test}".encode()))
         schedule, resident_blocks = draw.randrange(1, 2**32), draw.choice((1, 2, 4))
-        self.library.masked_loss_emulated_set(schedule, resident_blocks, draw.choice((1, 3, 8)), draw.random() < 0.7)
+        # Compiled for GPUs with clusters, or without.
+        ptx_version = 90 if draw.random() < 0.7 else 80
+        self.library.masked_loss_emulated_set(schedule, resident_blocks, draw.choice((1, 3, 8)), ptx_version)
 
     def write_launches(self):
         if path := os.environ.get("MASKED_LOSS_LAUNCHES"):

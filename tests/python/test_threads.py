@@ -22,13 +22,14 @@ THREADS = 8
 
 def at_once(work):
     """What `work(thread)` returns in each of the threads, which start together."""
-    barrier = threading.Barrier(THREADS)
+    barrier, device = threading.Barrier(THREADS), torch.get_default_device()
 
     def start(thread):
-        # Each Python thread has its own number of threads for kernels.
+        # Each Python thread has its own number of threads for kernels, and its own default device.
         torch.set_num_threads(1 + thread % 2)
-        barrier.wait()
-        return work(thread)
+        with device if device.type != "cpu" else contextlib.nullcontext():
+            barrier.wait()
+            return work(thread)
 
     with ThreadPoolExecutor(THREADS) as pool:
         results = list(pool.map(start, range(THREADS)))
@@ -65,7 +66,7 @@ def test_cross_entropy_on_shared_tensors():
 
 def test_gradients_that_add_up():
     def work(seed):
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
         x = torch.randn(64, 33, generator=generator).requires_grad_()
         target = torch.randint(33, (64,), generator=generator)
         mask = masked_loss.sequence_mask(torch.randint(9, (8,), generator=generator), 8).reshape(64)
