@@ -26,7 +26,7 @@ Tensor keep_of(const Tensor& input, const OptionalTensor& mask, bool causal) {
 
 bool is_empty(const Tensor& input, at::IntArrayRef dims) {
   for (const auto d : dims) {
-    if (input.dim() > 0 && input.sym_size(d).sym_eq(0).guard_bool(__FILE__, __LINE__)) return true;
+    if (input.dim() > 0 && TORCH_GUARD_OR_FALSE(input.sym_size(d).sym_eq(0))) return true;
   }
   return false;
 }

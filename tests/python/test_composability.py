@@ -122,6 +122,24 @@ class TestAutograd:
         assert_close(tangents, problem.second_derivatives(problem.reference))
 
     @every_differentiable_case
+    @pytest.mark.parametrize("dual", ["factor", "weight"])
+    def test_a_tangent_that_comes_from_upstream_alone(self, case, dual):
+        """Of a factor of the result, and of a weight in the layer above it: a cross block of the Hessian."""
+        problem = Problem(case)
+        weights = tuple(torch.rand_like(leaf).requires_grad_() for leaf in problem.leaves)
+        factor, direction = torch.randn_like(problem.upstream), torch.randn_like(problem.upstream)
+
+        def tangents(function):
+            below = problem.leaves if dual == "factor" else weights
+            inputs = below if dual == "factor" else tuple(w * x for w, x in zip(weights, problem.leaves, strict=True))
+            with forward_ad.dual_level():
+                above = forward_ad.make_dual(factor, direction)
+                gradients = torch.autograd.grad(function(*inputs) * above, below, problem.upstream)
+                return tuple(forward_ad.unpack_dual(gradient).tangent for gradient in gradients)
+
+        assert_close(tangents(problem.function), tangents(problem.reference))
+
+    @every_differentiable_case
     def test_reverse_over_forward(self, case):
         problem = Problem(case, curved=True)
         with forward_ad.dual_level():
