@@ -18,7 +18,7 @@ OPTIONS = {
     "kl_div": [{}, {"log_target": True}],
     "poisson_nll_loss": [{}, {"full": True}, {"log_input": False}, {"log_input": False, "full": True, "eps": 1e-3}],
     "gaussian_nll_loss": [{}, {"full": True}, {"eps": 0.5}],
-    "sigmoid_focal_loss": [{}, {"alpha": -1.0}, {"gamma": 0.0}, {"alpha": 0.6, "gamma": 1.5}],
+    "sigmoid_focal_loss": [{}, {"alpha": -1.0}, {"gamma": 0.0}, {"alpha": 0.6, "gamma": 1.5}, {"gamma": 0.5}],
 }
 LOSSES = tuple(OPTIONS)
 WEIGHTED = ("mse_loss", "l1_loss", "huber_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy")
