@@ -17,6 +17,10 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
 #include "common/paths.h"
 #include "composite/masks.h"
 #include "composite/reduce.h"
@@ -113,17 +117,25 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
   const auto of_allowed = [&](const Tensor& tensor) {
     return allowed.defined() ? at::where(allowed, tensor, zero(tensor)) : tensor;
   };
-  const auto costs = [&] {  // w_c (lse - x_c), [N, C, ...]
-    const auto cost = of_allowed(log_sum - shifted);
-    return weight.defined() ? cost * classes_over(weight, dim, rank) : cost;
+  // The sum of p_c w_c (lse - x_c), with probabilities first, which large costs are lessened by.
+  const auto cost_of = [&](const Tensor& probabilities) {
+    const auto cost = of_allowed(log_sum - shifted) * of_allowed(probabilities);
+    return (weight.defined() ? cost * classes_over(weight, dim, rank) : cost).sum(dim);
   };
+  const double smoothing = options.label_smoothing;
+  Tensor each, classes;  // 1 for an allowed class, and their number, [N, 1, ...]
+  if (smoothing != 0) {
+    each = of_allowed(at::ones_like(logits));
+    classes = each.sum(dim, /*keepdim=*/true);
+  }
 
   Tensor loss, target_weight, infinite;
   if (rows.probabilities) {
     auto probabilities = target.to(accumulation);
     probabilities = at::where(keep, probabilities, zero(probabilities));
     if (allowed.defined()) infinite = probabilities.gt(0).logical_and(allowed.logical_not()).any(dim);
-    loss = (costs() * of_allowed(probabilities)).sum(dim);
+    if (smoothing != 0) probabilities = probabilities * (1 - smoothing) + smoothing / classes;
+    loss = cost_of(probabilities);
   } else {
     const auto index = plan.index.unsqueeze(dim);
     Tensor target_logit = shifted.gather(dim, index);
@@ -137,13 +149,11 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
       target_weight = gather_weight(weight, plan.index);
       loss = loss * target_weight;
     }
-  }
-  if (options.label_smoothing != 0) {
-    const auto share = costs().sum(dim) / of_allowed(at::ones_like(logits)).sum(dim);
-    loss = loss * (1 - options.label_smoothing) + share * options.label_smoothing;
+    if (smoothing != 0) loss = loss * (1 - smoothing) + cost_of(each) / classes.squeeze(dim) * smoothing;
   }
   if (options.z_loss != 0) {
-    auto squared = (log_sum + max).squeeze(dim).square() * options.z_loss;
+    // The root in front, so that the derivative of a large one overflows no sooner than it must.
+    auto squared = ((log_sum + max).squeeze(dim) * std::sqrt(options.z_loss)).square();
     if (target_weight.defined()) squared = squared * target_weight;
     loss = loss + squared;
   }
