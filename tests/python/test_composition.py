@@ -204,8 +204,10 @@ def test_a_batch_of_a_size_that_no_compiler_knows(reduced, fresh_compiler):
         torch._check(size <= x.shape[-1])
         x = x[..., :size]
         probabilities = torch.vmap(softmax)(x)
-        losses = torch.vmap(lambda x, t: cross_entropy(x, t, dim=-1, reduction=reduced))(x, target)
-        return probabilities, torch.vmap(logsumexp)(x), losses
+        of_probabilities = torch.vmap(lambda x, p: cross_entropy(x, p, dim=-1, reduction=reduced))(x, probabilities)
+        # Not through vmap: torch has no gather there.
+        gradient = torch.func.grad(lambda x: cross_entropy(x, target, dim=-1, reduction=reduced).sum())(x)
+        return probabilities, torch.vmap(logsumexp)(x), of_probabilities, gradient
 
     x, target, classes = torch.randn(B, T, 9), torch.randint(3, (B, T)), torch.tensor(7)
     with torch._dynamo.config.patch(capture_scalar_outputs=True):
