@@ -142,7 +142,8 @@ def torch_cross_entropy(
 ) -> Tensor:
     if dim == -1:
         input, target = input.flatten(0, -2), target.flatten()
-    return F.cross_entropy(input, target).to(dtype)
+    loss = F.cross_entropy(input, target)
+    return loss if dtype is None else loss.to(dtype)
 
 
 def torch_masked_fill(input: Tensor, mask: Tensor, value: float | Tensor) -> Tensor:

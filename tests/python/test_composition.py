@@ -154,7 +154,7 @@ def rows_of(tensor):
     return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
 
 
-MANY = 19
+MANY = 18
 FAMILIES = {
     "cross_entropy": (
         lambda x, keep: cross_entropy(x, (x[:, 0] > 0).long(), keep[:, 0]),
@@ -177,8 +177,8 @@ FAMILIES = {
         lambda x, keep: F.mse_loss(x[keep], x.detach().flip(0)[keep]),
     ),
     "masked_mean": (
-        lambda x, keep: masked_mean(x, keep, list(range(0, MANY, 2))),
-        lambda x, keep: x.where(keep, 0.0).sum(list(range(0, MANY, 2))) / keep.sum(list(range(0, MANY, 2))),
+        lambda x, keep: masked_mean(x, keep, 3),
+        lambda x, keep: x.where(keep, 0.0).sum(3) / keep.sum(3).clamp(min=1),
     ),
     "masked_fill": (lambda x, keep: masked_fill(x, keep, 2.0), lambda x, keep: x.masked_fill(keep, 2.0)),
 }
@@ -200,7 +200,7 @@ def test_a_batch_of_a_size_that_no_compiler_knows(reduced, fresh_compiler):
 
     def function(x, target, classes):
         size = classes.item()
-        torch._check(size > 3)
+        torch._check(size >= 0)
         torch._check(size <= x.shape[-1])
         x = x[..., :size]
         probabilities = torch.vmap(softmax)(x)
