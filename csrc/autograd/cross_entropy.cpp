@@ -1,4 +1,5 @@
 #include <ATen/SavedTensorHooks.h>
+#include <ATen/ops/clone.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -15,26 +16,30 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
+// Whether hooks take what is saved. They may keep a tensor itself, and nobody tells them when it is changed in place.
+bool has_hooks() { return at::SavedTensorDefaultHooks::get_hooks().has_value(); }
+
 // What a backward pass needs of the call: the tensors through autograd's saved variables, the rest as it is.
 class SavedCall {
  public:
+  // `result`: the gradient, if it is made, or the softmax.
   static void save(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                   const CrossEntropyOptions& options, const Tensor& result) {
+                   const CrossEntropyOptions& options, const Tensor& result, bool gradient_is_made) {
     const auto or_none = [](const OptionalTensor& tensor) { return tensor.value_or(Tensor()); };
-    ctx->save_for_backward({result, input, target, or_none(mask), or_none(options.weight),
+    ctx->save_for_backward({result, gradient_is_made ? Tensor() : input, target, or_none(mask), or_none(options.weight),
                             or_none(options.sample_weight), or_none(options.class_mask), or_none(options.normalizer)});
+    if (gradient_is_made) hold(ctx, input);
     // Few entries, as each costs allocations; lists, as compiled autograd has no hash for a tuple that holds one.
-    const bool shared = at::SavedTensorDefaultHooks::get_hooks().has_value();  // which may hand the result to others
-    std::vector<std::int64_t> integers{static_cast<std::int64_t>(options.reduction), options.dim, shared};
+    std::vector<std::int64_t> integers{static_cast<std::int64_t>(options.reduction), options.dim, gradient_is_made};
     integers.insert(integers.end(), options.ignore_index.begin(), options.ignore_index.end());
     ctx->saved_data["integers"] = std::move(integers);
     ctx->saved_data["numbers"] = std::vector<double>{options.label_smoothing, options.z_loss};
   }
 
-  explicit SavedCall(AutogradContext* ctx) : tensors_(ctx->get_saved_variables()) {
+  explicit SavedCall(AutogradContext* ctx) : tensors_(ctx->get_saved_variables()), ctx_(ctx) {
     const auto integers = ctx->saved_data["integers"].toIntVector();
     const auto numbers = ctx->saved_data["numbers"].toDoubleVector();
-    shared = integers[2] != 0;
+    gradient_is_made = integers[2] != 0;
     options = {.reduction = static_cast<Reduction>(integers[0]),
                .weight = optional(tensors_[4]),
                .sample_weight = optional(tensors_[5]),
@@ -46,15 +51,16 @@ class SavedCall {
                .dim = integers[1]};
   }
 
-  Tensor& result() { return tensors_[0]; }  // the gradient or the softmax
-  const Tensor& input() const { return tensors_[1]; }
+  Tensor& result() { return tensors_[0]; }
+  Tensor input() const { return gradient_is_made ? held(ctx_, "cross_entropy") : tensors_[1]; }
   const Tensor& target() const { return tensors_[2]; }
   OptionalTensor mask() const { return optional(tensors_[3]); }
   CrossEntropyOptions options;
-  bool shared;  // whether others may hold the result
+  bool gradient_is_made;
 
  private:
   variable_list tensors_;
+  AutogradContext* ctx_;
 };
 
 // The loss by the fused ops, which return it in the accumulation dtype.
@@ -64,9 +70,10 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                         const CrossEntropyOptions& options, at::ScalarType type) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    auto [loss, result] = makes_gradient(input, options) ? call<CrossEntropyForwardGrad>(input, target, mask, options)
-                                                         : call<CrossEntropyForward>(input, target, mask, options);
-    SavedCall::save(ctx, input, target, mask, options, result);
+    const bool gradient_is_made = makes_gradient(input, options);
+    auto [loss, result] = gradient_is_made ? call<CrossEntropyForwardGrad>(input, target, mask, options)
+                                           : call<CrossEntropyForward>(input, target, mask, options);
+    SavedCall::save(ctx, input, target, mask, options, result, gradient_is_made);
     return converted(loss, type);
   }
 
@@ -77,25 +84,28 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
     Tensor gradient;
     if (differentiated_again(grads)) {
       gradient = composite_cross_entropy_backward(grad, saved.input(), saved.target(), {}, mask, saved.options);
-    } else if (makes_gradient(saved.input(), saved.options)) {
-      gradient = scaled_gradient(saved.result(), grad, saved.shared);
+    } else if (saved.gradient_is_made) {
+      gradient = scaled_gradient(saved.result(), grad, /*shared=*/false);
     } else {
       gradient = call<CrossEntropyBackward>(grad, saved.input(), saved.target(), saved.result(), mask, saved.options);
     }
+    release_held(ctx);
     return {gradient, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 
   // A scalar's gradient is made while each row is at hand; the losses of 'none' wait for theirs. So does float16, whose
-  // small gradients would be lost before a loss scale could save them.
+  // small gradients would be lost before a loss scale could save them; and what hooks take, so that they take one
+  // tensor of the input's size.
   static bool makes_gradient(const Tensor& input, const CrossEntropyOptions& options) {
-    return options.reduction != Reduction::None && input.scalar_type() != at::kHalf;
+    return options.reduction != Reduction::None && input.scalar_type() != at::kHalf && !has_hooks();
   }
 };
 
 Tensor fused(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const CrossEntropyOptions& options,
              at::ScalarType type) {
   if (wants_grad(input)) {
-    return CrossEntropyFunction::apply(input, target, mask, options, type);
+    // Hooks are given a copy that nobody else can change.
+    return CrossEntropyFunction::apply(has_hooks() ? input.clone() : input, target, mask, options, type);
   }
   const at::AutoDispatchBelowADInplaceOrView below;
   return converted(std::get<0>(call<CrossEntropyForward>(input, target, mask, options)), type);
@@ -118,7 +128,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
                      const CrossEntropyOptions& options) {
   static const auto forward = CrossEntropyForward::find(CrossEntropyForward::name);
   check_cross_entropy(input, target, mask, options);
-  const auto type = result_type(input, cross_entropy_type(input, target));
+  const auto type = result_type(input, cross_entropy_type(input, target), options.dtype);
   if (functorch_active() || has_tangent(input) || has_tangent(options.sample_weight) || is_differentiated(target) ||
       is_differentiated(options.weight) || !has_kernel(forward, input)) {
     return composite_cross_entropy(input, target, mask, options).to(type);

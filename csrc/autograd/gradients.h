@@ -1,10 +1,11 @@
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
-#include "common/paths.h"
 #include "common/ops.h"
+#include "common/paths.h"
 #include "composite/cross_entropy.h"
 
 namespace masked_loss {
@@ -24,6 +25,27 @@ inline Tensor scaled_gradient(Tensor gradient, const Tensor& grad, bool shared) 
   const at::AutoDispatchBelowADInplaceOrView below;
   op.call(gradient, grad);
   return gradient;
+}
+
+// A tensor that is read only where a backward pass is differentiated, kept beside the saved variables: any backward
+// pass unpacks those, all at once, and refuses the ones that were changed in place.
+inline void hold(torch::autograd::AutogradContext* ctx, const Tensor& tensor) {
+  ctx->saved_data["held"] = tensor;
+  ctx->saved_data["version"] = static_cast<std::int64_t>(tensor._version());  // by itself, where compilers lift it
+}
+
+inline Tensor held(torch::autograd::AutogradContext* ctx, const char* op) {
+  const auto tensor = ctx->saved_data["held"].toTensor();
+  const auto saved = ctx->saved_data["version"].toInt(), now = static_cast<std::int64_t>(tensor._version());
+  TORCH_CHECK(saved == now, op, ": expected input as it was in the forward pass, which a second derivative needs, got ",
+              "one that has been modified by an inplace operation since: it is at version ", now, " instead of ",
+              saved);
+  return tensor;
+}
+
+// After a backward pass, as the saved variables are.
+inline void release_held(torch::autograd::AutogradContext* ctx) {
+  if (!torch::autograd::get_current_graph_task_keep_graph()) ctx->saved_data.erase("held");
 }
 
 }  // namespace masked_loss

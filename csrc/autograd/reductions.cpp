@@ -136,10 +136,12 @@ struct WhitenFunction : Function<WhitenFunction> {
   }
 
   static Tensor composed(const Tensor& grad, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim) {
+    const bool create_graph = at::GradMode::is_enabled();
+    const at::AutoGradMode grad_mode(true);
     // An alias: the hooks of the user's tensor are for the gradients that the engine brings to it.
     const auto leaf = input.requires_grad() ? at::alias(input) : input.detach().requires_grad_();
     const auto white = whiten(kComposite, leaf, mask, {.dim = dim.vec(), .dtype = grad.scalar_type()});
-    return torch::autograd::grad({white}, {leaf}, {grad}, std::nullopt, /*create_graph=*/true)[0];
+    return torch::autograd::grad({white}, {leaf}, {grad}, std::nullopt, create_graph)[0];
   }
 };
 

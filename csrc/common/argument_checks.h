@@ -19,6 +19,8 @@ void check_trailing(const char* op, const char* name, const char* of, c10::SymIn
 // An argument without a derivative: an error, as in torch, and never a silent zero.
 void check_no_grad(const char* op, const char* name, const OptionalTensor& tensor);
 void check_floating(const char* op, const char* name, const Tensor& tensor);
+// Of a result that may be asked for in another dtype.
+void check_dtype(const char* op, std::optional<at::ScalarType> dtype);
 void check_normalizer(const char* op, const OptionalTensor& normalizer, Reduction reduction, const Tensor& beside);
 
 // Of a tensor that is reduced, and its mask.

@@ -56,6 +56,12 @@ void check_floating(const char* op, const char* name, const Tensor& tensor) {
                    ": expected ", name, " of dtype float32, float64, bfloat16 or float16, got ", type);
 }
 
+void check_dtype(const char* op, std::optional<at::ScalarType> dtype) {
+  const auto type = dtype.value_or(at::kFloat);
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
+                   ": expected a floating dtype, got ", type);
+}
+
 void check_normalizer(const char* op, const OptionalTensor& normalizer, Reduction reduction, const Tensor& beside) {
   if (!normalizer) return;
   TORCH_CHECK_VALUE(reduction != Reduction::None && reduction != Reduction::Sum, op,
@@ -153,6 +159,10 @@ at::ScalarType result_type(const Tensor& input, at::ScalarType type) {
   const auto device = input.device().type();
   const bool autocast = at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
   return half && autocast ? at::kFloat : type;
+}
+
+at::ScalarType result_type(const Tensor& input, at::ScalarType computed, std::optional<at::ScalarType> dtype) {
+  return dtype ? *dtype : result_type(input, computed);
 }
 
 }  // namespace masked_loss

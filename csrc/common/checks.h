@@ -124,6 +124,8 @@ at::ScalarType loss_normalizer_type(const LossNormalizerOptions& options);
 // backend keys: a compiled graph runs with autocast off.
 at::ScalarType result_type(const Tensor& input);
 at::ScalarType result_type(const Tensor& input, at::ScalarType type);  // of one that is computed in another dtype
+// Of a call that may ask for one, which wins.
+at::ScalarType result_type(const Tensor& input, at::ScalarType computed, std::optional<at::ScalarType> dtype);
 
 // What cross_entropy is computed in: the input's dtype, or what it and class probabilities promote to.
 at::ScalarType cross_entropy_type(const Tensor& input, const Tensor& target);

@@ -28,10 +28,14 @@ struct CrossEntropyRow {
   MASKED_LOSS_HD A share() const { return label_smoothing == 0 ? A(0) : label_smoothing / A(smoothing.classes); }
 };
 
-// The sum of weights times (lse - x_c). As float, lse would lose the digits that the sums keep.
+// The sum of weights times (lse - x_c). As float, lse would lose the digits that the sums keep. Where the logits that
+// have weight are all the largest one, what their huge sums round to is not theirs.
 template <class A>
 MASKED_LOSS_HD double weighted_cost(const ClassSums& sums, Softmax<A> softmax, A log_sum) {
-  return sums.weight * (double(softmax.max) + double(log_sum)) - sums.logits;
+  constexpr double rounding = 1.0 / (std::int64_t{1} << 48);
+  const double largest = sums.weight * double(softmax.max), below = largest - sums.logits;
+  const bool cancelled = std::abs(below) < rounding * std::abs(largest);
+  return (cancelled ? 0 : below) + sums.weight * double(log_sum);
 }
 
 // (1 - e) cost + e / |allowed| sum_c w_c (lse - x_c) + z w_y lse^2, the cost being that of the target; +inf for a
@@ -42,7 +46,11 @@ MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> so
   if (!target_allowed) return row.coefficient * std::numeric_limits<A>::infinity();
   const A lse = softmax.max + log_sum;
   A loss = (1 - row.label_smoothing) * cost;
-  if (row.label_smoothing != 0) loss += A(double(row.share()) * weighted_cost(row.smoothing, softmax, log_sum));
+  if (row.label_smoothing != 0) {
+    const A smoothing = A(double(row.share()) * weighted_cost(row.smoothing, softmax, log_sum));
+    // A class of probability 0 and logit -inf costs NaN by itself.
+    loss = smoothing == std::numeric_limits<A>::infinity() ? smoothing : loss + smoothing;
+  }
   if (row.z_loss != 0) loss += row.z_loss * row.target_weight * lse * lse;
   return row.coefficient * loss;
 }

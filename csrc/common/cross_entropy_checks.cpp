@@ -101,6 +101,8 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
                     ": expected reduction to be 0 'none', 1 'mean', 2 'sum' or 3 'sequence_mean', got ", reduction);
   TORCH_CHECK_VALUE(options.label_smoothing >= 0 && options.label_smoothing <= 1, op,
                     ": expected label_smoothing in [0, 1], got ", options.label_smoothing);
+  TORCH_CHECK_VALUE(options.z_loss >= 0, op, ": expected z_loss of at least 0, got ", options.z_loss);
+  check_dtype(op, options.dtype);
   const auto dim = class_dim(op, options.dim, input.dim());
   const auto sizes = input.sym_sizes();
   check_beside(op, "target", target, "input", input);

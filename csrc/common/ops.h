@@ -11,13 +11,15 @@ using OptionalTensor = std::optional<Tensor>;
 
 // The only list of an options struct's members, and beside it the schema arguments in the same order.
 inline auto fields(const CrossEntropyOptions& options) {
-  const auto& [reduction, weight, sample_weight, class_mask, normalizer, ignore_index, label_smoothing, z_loss, dim] =
-      options;
-  return std::tie(reduction, weight, sample_weight, class_mask, normalizer, ignore_index, label_smoothing, z_loss, dim);
+  const auto& [reduction, weight, sample_weight, class_mask, normalizer, ignore_index, label_smoothing, z_loss, dim,
+               dtype] = options;
+  return std::tie(reduction, weight, sample_weight, class_mask, normalizer, ignore_index, label_smoothing, z_loss, dim,
+                  dtype);
 }
 inline constexpr auto kCrossEntropyArguments =
     "int reduction=1, Tensor? weight=None, Tensor? sample_weight=None, Tensor? class_mask=None, "
-    "Tensor? normalizer=None, int[1] ignore_index=-100, float label_smoothing=0., float z_loss=0., int dim=1";
+    "Tensor? normalizer=None, int[1] ignore_index=-100, float label_smoothing=0., float z_loss=0., int dim=1, "
+    "ScalarType? dtype=None";
 
 inline auto fields(const LossNormalizerOptions& options) {
   const auto& [weight, sample_weight, class_mask, ignore_index, dim] = options;

@@ -7,7 +7,8 @@
 
 namespace masked_loss {
 
-inline constexpr int kMaxRowDims = 16;
+// Dimensions that cannot be merged have two elements at least: more of them than this do not fit in a memory.
+inline constexpr int kMaxRowDims = 32;
 
 // Division by a number that is known before many divisions: a multiplication and two shifts, exact for every dividend
 // of 64 bits (Granlund and Montgomery, Division by Invariant Integers using Multiplication, 1994, figure 4.1).

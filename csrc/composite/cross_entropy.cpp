@@ -1,6 +1,7 @@
 #include "composite/cross_entropy.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/functorch/BatchedTensorImpl.h>
 #include <ATen/ops/alias.h>
 #include <ATen/ops/amax.h>
 #include <ATen/ops/any.h>
@@ -15,6 +16,10 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "common/paths.h"
 #include "composite/masks.h"
@@ -62,18 +67,19 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
   weight = at::where(keep, weight, zero(weight));
   Tensor index, outside;
   if (!rows.probabilities) {
+    const auto classes = rows.classes.value_or(std::numeric_limits<std::int64_t>::max());
+    // Where values are read, by an op, as functorch unwraps the tensors of a call. A compiler, which reads none, drops
+    // it.
+    if (rows.target.is_cpu() || checks_values()) call_check_targets(rows.target, classes, keep, {});
+    // As in the kernels: a gather there would end the process's use of the device.
     const auto target = rows.target.to(at::kLong);
-    Tensor inside = keep;
-    if (rows.classes && target.is_cuda()) {
-      // As in the kernels: a gather there would end the process's use of the device.
-      outside = keep.logical_and(target.lt(0).logical_or(target.ge(*rows.classes)));
-      inside = keep.logical_and(outside.logical_not());
-    }
-    index = at::where(inside, target, zero(target));
+    outside = keep.logical_and(target.lt(0).logical_or(target.ge(classes)));
+    index = at::where(keep.logical_and(outside.logical_not()), target, zero(target));
   }
   Tensor counted = weight;
   if (rows.weight && !rows.probabilities) {
-    counted = at::where(keep, counted * gather_weight(rows.weight->to(accumulation), index), zero(counted));
+    const auto of_target = gather_weight(rows.weight->to(accumulation), index);
+    counted = at::where(keep.logical_and(outside.logical_not()), counted * of_target, counted);
   }
   auto [kept, coefficient] = composite_coefficient(keep, weight, counted, reduction, normalizer);
   if (outside.defined()) {
@@ -99,7 +105,7 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
     const auto excluded = allowed.logical_not().logical_and(keep);
     logits = at::where(excluded, at::full_like(logits, -std::numeric_limits<double>::infinity()), logits);
   }
-  if (input.sym_size(dim).sym_eq(0).guard_bool(__FILE__, __LINE__)) {
+  if (TORCH_GUARD_OR_FALSE(input.sym_size(dim).sym_eq(0))) {
     // No class, so no row is kept: zeros that stay attached to the graph.
     auto none = rows.probabilities ? logits * target.to(accumulation) : logits;
     if (rows.weight) none = none * classes_over(rows.weight->to(accumulation), dim, rank);
@@ -113,17 +119,25 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
   const auto of_allowed = [&](const Tensor& tensor) {
     return allowed.defined() ? at::where(allowed, tensor, zero(tensor)) : tensor;
   };
-  const auto costs = [&] {  // w_c (lse - x_c), [N, C, ...]
-    const auto cost = of_allowed(log_sum - shifted);
-    return weight.defined() ? cost * classes_over(weight, dim, rank) : cost;
+  // The sum of p_c w_c (lse - x_c), with probabilities first, which large costs are lessened by.
+  const auto cost_of = [&](const Tensor& probabilities) {
+    const auto cost = of_allowed(log_sum - shifted) * of_allowed(probabilities);
+    return (weight.defined() ? cost * classes_over(weight, dim, rank) : cost).sum(dim);
   };
+  const double smoothing = options.label_smoothing;
+  Tensor each, classes;  // 1 for an allowed class, and their number, [N, 1, ...]
+  if (smoothing != 0) {
+    each = of_allowed(at::ones_like(logits));
+    classes = each.sum(dim, /*keepdim=*/true);
+  }
 
   Tensor loss, target_weight, infinite;
   if (rows.probabilities) {
     auto probabilities = target.to(accumulation);
     probabilities = at::where(keep, probabilities, zero(probabilities));
     if (allowed.defined()) infinite = probabilities.gt(0).logical_and(allowed.logical_not()).any(dim);
-    loss = (costs() * of_allowed(probabilities)).sum(dim);
+    if (smoothing != 0) probabilities = probabilities * (1 - smoothing) + smoothing / classes;
+    loss = cost_of(probabilities);
   } else {
     const auto index = plan.index.unsqueeze(dim);
     Tensor target_logit = shifted.gather(dim, index);
@@ -137,13 +151,11 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
       target_weight = gather_weight(weight, plan.index);
       loss = loss * target_weight;
     }
-  }
-  if (options.label_smoothing != 0) {
-    const auto share = costs().sum(dim) / of_allowed(at::ones_like(logits)).sum(dim);
-    loss = loss * (1 - options.label_smoothing) + share * options.label_smoothing;
+    if (smoothing != 0) loss = loss * (1 - smoothing) + cost_of(each) / classes.squeeze(dim) * smoothing;
   }
   if (options.z_loss != 0) {
-    auto squared = (log_sum + max).squeeze(dim).square() * options.z_loss;
+    // The root in front, so that the derivative of a large one overflows no sooner than it must.
+    auto squared = ((log_sum + max).squeeze(dim) * std::sqrt(options.z_loss)).square();
     if (target_weight.defined()) squared = squared * target_weight;
     loss = loss + squared;
   }
@@ -177,7 +189,7 @@ namespace {
 Tensor cross_entropy_batched(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                              const CrossEntropyOptions& options) {
   return composite_cross_entropy(input, target, mask, options)
-      .to(result_type(input, cross_entropy_type(input, target)));
+      .to(result_type(input, cross_entropy_type(input, target), options.dtype));
 }
 
 // Below autograd: by the inner op where the device has its kernel.
@@ -188,7 +200,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
   check_cross_entropy(input, target, mask, options);
   const auto [logits, probabilities] = in_one_dtype(input, target);
   const auto loss = std::get<0>(CrossEntropyForward::call(forward, logits, probabilities, mask, options));
-  return loss.to(result_type(input, logits.scalar_type()));
+  return loss.to(result_type(input, logits.scalar_type(), options.dtype));
 }
 
 Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const LossNormalizerOptions& options) {
@@ -211,15 +223,31 @@ Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const Option
   return target.clone();
 }
 
-// In a batch of vmap's no value can be looked at: gather raises its own error. What it gathers is added, as a compiler
-// would drop it otherwise.
+// A batch of vmap's is one more dimension of the target and of the mask.
 Tensor check_targets_batched(const Tensor& target, c10::SymInt num_classes, const OptionalTensor& mask,
                              at::IntArrayRef ignore_index) {
-  const auto rows = check_check_targets(target, num_classes, mask, ignore_index);
-  const auto plan = composite_plan(rows, Reduction::None, std::nullopt, at::kFloat);
-  const auto zeros = at::zeros_symint({num_classes}, target.options());
-  const auto index = at::where(plan.keep, target, zero(target)).to(at::kLong);
-  return target + zeros.gather(0, index.reshape({-1})).view_as(target);
+  using at::functorch::maybeGetBatchedImpl;
+  check_check_targets(target, num_classes, mask, ignore_index);
+  const auto level_of = [](const Tensor& tensor) {
+    const auto* batched = maybeGetBatchedImpl(tensor);
+    return batched == nullptr ? std::int64_t{-1} : batched->level();
+  };
+  const auto level = std::max(level_of(target), mask ? level_of(*mask) : -1);
+  // What is called without the key is passed on to the level below.
+  const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
+  const auto unwrapped = [&](const Tensor& tensor) {
+    if (level_of(tensor) != level) return tensor.unsqueeze(0);
+    const auto* batched = maybeGetBatchedImpl(tensor);
+    return batched->value().movedim(batched->bdim(), 0);
+  };
+  auto all = unwrapped(target);
+  const auto all_mask = mask ? OptionalTensor(unwrapped(*mask)) : std::nullopt;
+  if (level_of(target) != level && all_mask) {
+    c10::SymDimVector sizes(all.sym_sizes().begin(), all.sym_sizes().end());
+    sizes[0] = all_mask->sym_size(0);
+    all = all.expand_symint(sizes);
+  }
+  return at::functorch::makeBatched(call_check_targets(all, num_classes, all_mask, ignore_index), 0, level);
 }
 
 }  // namespace

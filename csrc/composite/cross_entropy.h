@@ -4,7 +4,8 @@
 
 namespace masked_loss {
 
-// The row plan in ATen ops, differentiable in sample_weight: [N, ...] below is the shape of the rows.
+// The row plan in ATen ops, differentiable in sample_weight: [N, ...] below is the shape of the rows. A kept target out
+// of range is an error where values are read, and has a coefficient of NaN elsewhere.
 struct CompositePlan {
   Tensor keep;         // bool [N, ...]
   Tensor index;        // int64 [N, ...], 0 where masked; undefined with class probabilities

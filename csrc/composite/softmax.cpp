@@ -26,7 +26,7 @@ Tensor keep_of(const Tensor& input, const OptionalTensor& mask, bool causal) {
 
 bool is_empty(const Tensor& input, at::IntArrayRef dims) {
   for (const auto d : dims) {
-    if (input.dim() > 0 && input.sym_size(d).sym_eq(0).guard_bool(__FILE__, __LINE__)) return true;
+    if (input.dim() > 0 && TORCH_GUARD_OR_FALSE(input.sym_size(d).sym_eq(0))) return true;
   }
   return false;
 }
@@ -80,7 +80,9 @@ Tensor composite_logsumexp(const Tensor& input, const OptionalTensor& mask, cons
   const auto x = filled_elements(input, keep, dims, some);
   const auto largest = x.detach().amax(dims, /*keepdim=*/true);
   const auto max = at::where(largest.abs().eq(kInfinity), at::zeros_like(largest), largest);
-  return kept_or(some, (x - max).exp().sum(dims, /*keepdim=*/true).log() + max, -kInfinity);
+  // Beside +inf, what is finite has no share, however large its exponential.
+  const auto shifted = at::where(largest.eq(kInfinity).logical_and(x.ne(kInfinity)), largest.neg(), x - max);
+  return kept_or(some, shifted.exp().sum(dims, /*keepdim=*/true).log() + max, -kInfinity);
 }
 
 Tensor composite_logsumexp_backward(const Tensor& grad, const Tensor& result, const Tensor& input,

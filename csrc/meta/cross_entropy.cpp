@@ -15,7 +15,8 @@ Tensor empty_loss(const Tensor& input, const RowArguments& rows, Reduction reduc
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                      const CrossEntropyOptions& options) {
   const auto rows = check_cross_entropy(input, target, mask, options);
-  return empty_loss(input, rows, options.reduction, result_type(input, cross_entropy_type(input, target)));
+  return empty_loss(input, rows, options.reduction,
+                    result_type(input, cross_entropy_type(input, target), options.dtype));
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,

@@ -13,6 +13,7 @@ def cross_entropy(
     label_smoothing: float,
     z_loss: float,
     dim: int,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def loss_normalizer(
     target: Tensor,

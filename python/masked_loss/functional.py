@@ -72,6 +72,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     normalizer: Optional[Union[int, float, Tensor]] = None,
     dim: int = 1,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     r"""Cross entropy of class indices, or of class probabilities, over the positions that ``mask`` keeps.
 
@@ -108,14 +109,16 @@ def cross_entropy(
         reduction: ``'none'``, ``'mean'``, ``'sum'``, or ``'sequence_mean'``: the mean over the sequences (the first
             dimension of the mask) with something kept of each one's weighted mean.
         label_smoothing: in [0, 1]; spread over the allowed classes.
-        z_loss: coefficient of the squared log-sum-exp that is added to the loss.
+        z_loss: coefficient, of at least 0, of the squared log-sum-exp that is added to the loss.
         normalizer: number or 0-d tensor that ``'mean'`` divides by instead (a global token count); with
             ``'sequence_mean'``, instead of the number of sequences.
         dim: the class dimension; ``dim=-1`` takes ``(B, T, C)`` without a transpose and without a copy.
+        dtype: of the result. Losses are summed in float32 (in float64 for float64) whatever it is, so that
+            ``torch.float32`` of bfloat16 logits costs no copy of them.
 
     Returns:
-        ``input``'s shape without ``dim`` for ``'none'``, else 0-d; ``input``'s dtype, or what it and probabilities
-        promote to (float32 for half types under autocast).
+        ``input``'s shape without ``dim`` for ``'none'``, else 0-d; of ``dtype``, by default ``input``'s dtype, or what
+        it and probabilities promote to (float32 for half types under autocast).
 
     Raises:
         IndexError: a kept target is outside ``[0, C)``; on a GPU its loss is NaN instead, unless
@@ -133,14 +136,14 @@ def cross_entropy(
     number = reduction_number("cross_entropy", reduction)
     ids = id_list("cross_entropy", "ignore_index", ignore_index)
     divisor = normalizer_tensor("cross_entropy", normalizer, input)
-    smoothing = label_smoothing
+    smooth = label_smoothing
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, class_mask, divisor):
             return bound.cross_entropy(
-                input, target, mask, number, weight, sample_weight, class_mask, divisor, ids, smoothing, z_loss, dim
+                input, target, mask, number, weight, sample_weight, class_mask, divisor, ids, smooth, z_loss, dim, dtype
             )
     return torch.ops.masked_loss.cross_entropy(
-        input, target, mask, number, weight, sample_weight, class_mask, divisor, ids, smoothing, z_loss, dim
+        input, target, mask, number, weight, sample_weight, class_mask, divisor, ids, smooth, z_loss, dim, dtype
     )
 
 
@@ -158,7 +161,9 @@ def loss_normalizer(
     r"""The sum of the kept weights, :math:`\sum s\, w_y`, that ``cross_entropy(reduction='mean')`` divides by.
 
     Sum it over micro-batches or processes and hand it back as ``normalizer``. It also tells an empty batch (0) from a
-    perfect one.
+    perfect one. It is for class indices. The mean of a loss of elements, or of class probabilities, divides by the
+    number of kept ones, ``mask.expand(shape).sum()`` for losses of that shape, or by the sum of their weights,
+    ``torch.where(mask, sample_weight, 0).expand(shape).sum()``.
 
     Args:
         target: class indices, any shape; int64, int32 or uint8.

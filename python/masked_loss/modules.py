@@ -3,6 +3,7 @@
 from inspect import signature
 from typing import List, Optional, Union
 
+import torch
 from torch import Tensor, nn
 
 from . import functional
@@ -36,7 +37,7 @@ class CrossEntropyLoss(nn.Module):
 
     Args:
         weight, class_mask: as in the function, of shape ``(C,)``; kept as buffers.
-        ignore_index, reduction, label_smoothing, z_loss, dim: as in the function.
+        ignore_index, reduction, label_smoothing, z_loss, dim, dtype: as in the function.
 
     >>> import torch
     >>> loss = CrossEntropyLoss(dim=-1)
@@ -57,6 +58,7 @@ class CrossEntropyLoss(nn.Module):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         dim: int = 1,
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
         reduction_number("CrossEntropyLoss", reduction)
@@ -67,6 +69,7 @@ class CrossEntropyLoss(nn.Module):
         self.label_smoothing = label_smoothing
         self.z_loss = z_loss
         self.dim = dim
+        self.dtype = dtype
 
     def forward(
         self,
@@ -89,12 +92,13 @@ class CrossEntropyLoss(nn.Module):
             z_loss=self.z_loss,
             normalizer=normalizer,
             dim=self.dim,
+            dtype=self.dtype,
         )
 
     def extra_repr(self) -> str:
         return (
-            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
-            f"label_smoothing={self.label_smoothing}, z_loss={self.z_loss}, dim={self.dim}"
+            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, label_smoothing={self.label_smoothing}, "
+            f"z_loss={self.z_loss}, dim={self.dim}, dtype={self.dtype}"
         )
 
 

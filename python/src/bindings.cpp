@@ -46,7 +46,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
                      const OptionalTensor& weight, const OptionalTensor& sample_weight,
                      const OptionalTensor& class_mask, const OptionalTensor& normalizer,
                      const std::vector<std::int64_t>& ignore_index, double label_smoothing, double z_loss,
-                     std::int64_t dim) {
+                     std::int64_t dim, std::optional<at::ScalarType> dtype) {
   return masked_loss::cross_entropy(input, target, mask,
                                     {.reduction = static_cast<masked_loss::Reduction>(reduction),
                                      .weight = weight,
@@ -56,7 +56,8 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
                                      .ignore_index = ignore_index,
                                      .label_smoothing = label_smoothing,
                                      .z_loss = z_loss,
-                                     .dim = dim});
+                                     .dim = dim,
+                                     .dtype = dtype});
 }
 
 Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const OptionalTensor& weight,
@@ -259,7 +260,7 @@ PYBIND11_MODULE(_C, m) {
     add(m, name, function, {arguments...}, static_cast<std::add_pointer_t<Signature>>(nullptr));
   };
   def("cross_entropy", cross_entropy, "input", "target", "mask", "reduction", "weight", "sample_weight", "class_mask",
-      "normalizer", "ignore_index", "label_smoothing", "z_loss", "dim");
+      "normalizer", "ignore_index", "label_smoothing", "z_loss", "dim", "dtype");
   def("loss_normalizer", loss_normalizer, "target", "mask", "weight", "sample_weight", "class_mask", "ignore_index",
       "dim");
   def("check_targets", check_targets, "target", "num_classes", "mask", "ignore_index");

@@ -206,6 +206,14 @@ TEST_F(CrossEntropyTest, CheckTargets) {
   expect_bitwise(check_targets(wrong, 3, {}, {9, -100, -7}), wrong);
 }
 
+TEST_F(CrossEntropyTest, TheDtypeOfTheResult) {
+  const auto half = input.to(at::kBFloat16);
+  EXPECT_EQ(cross_entropy(half, target, mask).scalar_type(), at::kBFloat16);
+  const auto loss = cross_entropy(half, target, mask, {.dtype = at::kFloat});
+  EXPECT_EQ(loss.scalar_type(), at::kFloat);
+  expect_bitwise(loss.to(at::kBFloat16), cross_entropy(half, target, mask));
+}
+
 TEST_F(CrossEntropyTest, Errors) {
   auto wrong = target.clone();
   wrong.index_put_({1, 1}, 7);
@@ -219,6 +227,10 @@ TEST_F(CrossEntropyTest, Errors) {
   expect_error<c10::Error>([&] { cross_entropy(input, target.select(1, 0)); }, "cross_entropy: expected target");
   expect_error<c10::Error>([&] { cross_entropy(input, target, mask, {.label_smoothing = 1.5}); },
                            "cross_entropy: expected label_smoothing in [0, 1], got 1.5");
+  expect_error<c10::Error>([&] { cross_entropy(input, target, mask, {.z_loss = -1}); },
+                           "cross_entropy: expected z_loss of at least 0, got -1");
+  expect_error<c10::Error>([&] { cross_entropy(input, target, mask, {.dtype = at::kLong}); },
+                           "cross_entropy: expected a floating dtype, got Long");
   expect_error<c10::Error>([&] { cross_entropy(input, target, mask, {.dim = 3}); },
                            "cross_entropy: expected dim in [-3, 2], got 3");
   expect_error<c10::Error>([&] { cross_entropy(input, target, mask, {.reduction = Reduction::BatchMean}); },

@@ -110,6 +110,7 @@ def cross_entropy_samples() -> dict[str, Callable[[int], Arguments]]:
         **samples,
         "mean number": reduced(number, "mean"),
         "mean count": reduced(count, "mean"),
+        "mean dtype": lambda size: dict(number(size), dtype=torch.float64),
         "sequence_mean count": reduced(count, "sequence_mean"),
     }
 
@@ -136,10 +137,13 @@ def cross_entropy_grid() -> Iterator[Arguments]:
         yield dict(input=call.input, target=call.target, **call.arguments)
 
 
-def torch_cross_entropy(input: Tensor, target: Tensor, dim: int = 1, **_: object) -> Tensor:
+def torch_cross_entropy(
+    input: Tensor, target: Tensor, dim: int = 1, dtype: torch.dtype | None = None, **_: object
+) -> Tensor:
     if dim == -1:
         input, target = input.flatten(0, -2), target.flatten()
-    return F.cross_entropy(input, target)
+    loss = F.cross_entropy(input, target)
+    return loss if dtype is None else loss.to(dtype)
 
 
 def torch_masked_fill(input: Tensor, mask: Tensor, value: float | Tensor) -> Tensor:

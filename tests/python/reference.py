@@ -157,6 +157,7 @@ def cross_entropy(
     z_loss=0.0,
     normalizer=None,
     dim=1,
+    dtype=None,  # of ours; this one is in float64
 ):
     """`masked_loss.cross_entropy` in float64: select the kept rows, then reduce them."""
     rows, shape = to_rows(input, dim), row_shape(input, dim)

@@ -2,16 +2,21 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from masked_loss import (
     causal_mask,
     check_targets,
     cross_entropy,
+    logsumexp,
     loss_normalizer,
     mask_from_ids,
     masked_fill,
     masked_fill_,
+    masked_mean,
+    mse_loss,
     sequence_mask,
+    softmax,
 )
 from reference import assert_near, assert_same_bits
 
@@ -138,3 +143,73 @@ class TestWhatLooksOverTheDispatchersShoulder:
         with Recorder() as recorder:
             cross_entropy(x.requires_grad_(), target, mask, dim=-1).backward()
         assert sum("masked_loss" in name for name in recorder.seen) <= 2, recorder.seen
+
+
+def many_dimensions(count, values=torch.randn):
+    """So many dimensions of size 2, of which no two neighbours can be walked as one."""
+    return values(2**count).view([2] * count).permute(*reversed(range(count)))
+
+
+def rows_of(tensor):
+    return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
+
+
+MANY = 18
+FAMILIES = {
+    "cross_entropy": (
+        lambda x, keep: cross_entropy(x, (x[:, 0] > 0).long(), keep[:, 0]),
+        lambda x, keep: F.cross_entropy(rows_of(x)[keep[:, 0].flatten()], (x[:, 0] > 0).long()[keep[:, 0]]),
+    ),
+    "cross_entropy none": (
+        lambda x, keep: cross_entropy(x, (x[:, 0] > 0).long(), keep[:, 0], reduction="none"),
+        lambda x, keep: F.cross_entropy(x, (x[:, 0] > 0).long(), reduction="none").where(keep[:, 0], 0.0),
+    ),
+    "softmax": (
+        lambda x, keep: softmax(x, keep),
+        lambda x, keep: torch.softmax(x.masked_fill(~keep, -1e9), -1).where(keep, 0.0),
+    ),
+    "logsumexp": (
+        lambda x, keep: logsumexp(x, keep, 3).exp(),
+        lambda x, keep: x.exp().where(keep, 0.0).sum(3),
+    ),
+    "mse_loss": (
+        lambda x, keep: mse_loss(x, x.detach().flip(0), keep),
+        lambda x, keep: F.mse_loss(x[keep], x.detach().flip(0)[keep]),
+    ),
+    "masked_mean": (
+        lambda x, keep: masked_mean(x, keep, 3),
+        lambda x, keep: x.where(keep, 0.0).sum(3) / keep.sum(3).clamp(min=1),
+    ),
+    "masked_fill": (lambda x, keep: masked_fill(x, keep, 2.0), lambda x, keep: x.masked_fill(keep, 2.0)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_more_dimensions_than_merge(family):
+    ours, theirs = FAMILIES[family]
+    x, keep = many_dimensions(MANY).double(), many_dimensions(MANY, torch.rand) < 0.7
+    upstream = torch.randn_like(ours(x, keep))
+    values = loss_and_gradients(lambda x: ours(x, keep), x, upstream=upstream)
+    expected = loss_and_gradients(lambda x: theirs(x, keep), x, upstream=upstream)
+    torch.testing.assert_close(values, expected)
+
+
+@pytest.mark.parametrize("reduced", ["mean", "none"])
+def test_a_batch_of_a_size_that_no_compiler_knows(reduced, fresh_compiler):
+    """vmap over rows, the number of whose classes is data."""
+
+    def function(x, target, classes):
+        size = classes.item()
+        torch._check(size >= 0)
+        torch._check(size <= x.shape[-1])
+        x = x[..., :size]
+        probabilities = torch.vmap(softmax)(x)
+        of_probabilities = torch.vmap(lambda x, p: cross_entropy(x, p, dim=-1, reduction=reduced))(x, probabilities)
+        # Not through vmap: torch has no gather there.
+        gradient = torch.func.grad(lambda x: cross_entropy(x, target, dim=-1, reduction=reduced).sum())(x)
+        return probabilities, torch.vmap(logsumexp)(x), of_probabilities, gradient
+
+    x, target, classes = torch.randn(B, T, 9), torch.randint(3, (B, T)), torch.tensor(7)
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, target, classes), function(x, target, classes))

@@ -1,12 +1,18 @@
 """cross_entropy among autograd's machinery: graphs, hooks, modes, autocast, and the gradient of sample_weight."""
 
+import contextlib
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
+import masked_loss
 import reference
 from masked_loss import cross_entropy
-from reference import assert_near, assert_positive_zero, assert_same_bits, loss_and_gradient
+from reference import allocations_of, assert_near, assert_positive_zero, assert_same_bits, loss_and_gradient
 
 REDUCTIONS = ("none", "mean", "sum", "sequence_mean")
 
@@ -208,3 +214,115 @@ def test_per_example_gradients_drop_garbage(reduction):
     assert gradients[mask].isfinite().all()
     assert_positive_zero(gradients[~mask].abs())
     torch.testing.assert_close(gradients, torch.vmap(gradient)(x, target, mask))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["indices", "probabilities"])
+@pytest.mark.parametrize("hooks", ["none", "save_on_cpu", "the tensors themselves"])
+def test_logits_may_change_between_the_loss_and_its_backward_pass(kind, dtype, reduction, hooks):
+    """As torch's, which keeps their log-softmax."""
+    kept = {
+        "none": contextlib.nullcontext(),
+        "save_on_cpu": torch.autograd.graph.save_on_cpu(),
+        "the tensors themselves": torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t),
+    }
+    values = torch.randn(6, 5).to(dtype)
+    target = torch.randint(5, (6,)) if kind == "indices" else torch.rand(6, 5).softmax(1).to(dtype)
+    gradients = []
+    for function in (cross_entropy, F.cross_entropy):
+        leaf = values.clone().requires_grad_()
+        logits = leaf * 1
+        with kept[hooks]:
+            loss = function(logits, target, reduction=reduction)
+        with torch.no_grad():
+            logits.div_(0.3)
+        loss.backward()
+        gradients.append(leaf.grad)
+    tolerance = 2.0**-8 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(*gradients, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("way", ["create_graph", "forward over reverse"])
+def test_logits_that_changed_have_no_second_derivative(way):
+    leaf = torch.randn(3, 4, requires_grad=True)
+    logits = leaf * 1
+    loss = cross_entropy(logits, torch.tensor([0, 1, 2]))
+    with torch.no_grad():
+        logits.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"), forward_ad.dual_level():
+        upstream = forward_ad.make_dual(torch.tensor(1.0), torch.tensor(1.0))
+        if way == "create_graph":
+            torch.autograd.grad(loss, leaf, create_graph=True)
+        else:
+            torch.autograd.grad(loss, leaf, upstream)
+
+
+@pytest.mark.parametrize("retain_graph", [False, True])
+def test_logits_are_let_go_with_the_graph(retain_graph):
+    leaf = torch.randn(3, 4, requires_grad=True)
+    logits = leaf * 1
+    kept = weakref.ref(logits)
+    loss = cross_entropy(logits, torch.tensor([0, 1, 2]))
+    del logits
+    (first,) = torch.autograd.grad(loss, leaf, create_graph=True)  # which keeps them
+    assert kept() is not None
+    del first
+    torch.autograd.grad(loss, leaf, retain_graph=retain_graph)
+    assert (kept() is not None) == retain_graph
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_hooks_take_one_tensor_of_the_size_of_the_logits_and_never_them(reduction):
+    logits, target = torch.randn(30, 40, requires_grad=True), torch.randint(40, (30,))
+    packed, unpacked = [], []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t, lambda t: unpacked.append(t) or t)
+    with hooks:
+        loss = cross_entropy(logits, target, reduction=reduction).sum()
+    assert sum(tensor.numel() == logits.numel() for tensor in packed) == 1
+    loss.backward()
+    assert all(tensor.data_ptr() != logits.data_ptr() for tensor in packed + unpacked)
+
+
+def test_a_checkpoint_keeps_no_logits():
+    hidden, weight = torch.randn(30, 8), torch.randn(40, 8, requires_grad=True)
+    target, seen = torch.randint(40, (30,)), []
+
+    def loss(weight):
+        logits = hidden @ weight.t()
+        seen.append(weakref.ref(logits))
+        return cross_entropy(logits, target)
+
+    result = checkpoint(loss, weight, use_reentrant=False)
+    assert seen[0]() is None
+    (gradient,) = torch.autograd.grad(result, weight, create_graph=True)
+    (expected,) = torch.autograd.grad(loss(weight), weight, create_graph=True)
+    torch.testing.assert_close(gradient, expected)
+    again, wanted = (torch.autograd.grad(g.square().sum(), weight)[0] for g in (gradient, expected))
+    torch.testing.assert_close(again, wanted)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_dtype_is_that_of_the_result(given, dtype, reduction):
+    x, target, mask = problem()
+    x = x.detach().to(given)
+    options = dict(dtype=dtype, reduction=reduction)
+    expected, wanted = loss_and_gradient(reference.cross_entropy, x.double(), target, mask, reduction=reduction)
+    loss, gradient = loss_and_gradient(cross_entropy, x, target, mask, **options)
+    assert loss.dtype == dtype and gradient.dtype == given
+    # What it is summed in: no digit more than float32 has, and none less.
+    assert_near(loss, expected, torch.float32 if dtype == torch.float64 else dtype)
+    assert_near(gradient, wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cross_entropy(x, target, mask, **options).dtype == dtype
+    module = masked_loss.CrossEntropyLoss(**options)
+    assert_same_bits(module(x, target, mask), loss)
+
+
+def test_a_loss_of_half_logits_in_float32_copies_no_logits():
+    logits, target = torch.randn(64, 1000).bfloat16().requires_grad_(), torch.randint(1000, (64,))
+    for dtype in (None, torch.float32):
+        blocks = allocations_of(lambda: cross_entropy(logits, target, dtype=dtype), logits.nbytes)  # noqa: B023
+        assert blocks == 1  # the gradient

@@ -142,6 +142,10 @@ def loss_arguments():
         Bad(op, dict(label_smoothing=-0.1), ValueError, "label_smoothing", (r"-0\.1\b", r"\[0, 1\]")),
         Bad(op, dict(label_smoothing=1.5), ValueError, "label_smoothing", (r"1\.5\b",)),
         Bad(op, dict(label_smoothing=torch.nan), ValueError, "label_smoothing", ("nan",)),
+        Bad(op, dict(z_loss=-0.5), ValueError, "z_loss", (r"-0\.5\b",)),
+        Bad(op, dict(z_loss=torch.nan), ValueError, "z_loss", ("nan",)),
+        Bad(op, dict(dtype=torch.int64), TypeError, "dtype", (LONG,)),
+        Bad(op, dict(dtype=torch.complex64), TypeError, "dtype", (COMPLEX,)),
         Bad(op, dict(normalizer=-2.5), ValueError, "normalizer", (r"-2\.5",)),
         Bad(op, dict(normalizer=torch.tensor(-2.5)), ValueError, "normalizer", (r"-2\.5",)),
         Bad(op, dict(normalizer=-2.5, reduction="sequence_mean"), ValueError, "normalizer", (r"-2\.5",)),
@@ -369,6 +373,83 @@ def test_every_path_finds_a_target_out_of_range(reduction, requires_grad):
         x = torch.zeros(shape, requires_grad=requires_grad)
         with pytest.raises(IndexError, match=r"^cross_entropy: expected .*target.*got 5 .*\[2, 1\]"):
             masked_loss.cross_entropy(x, target, MASK, reduction=reduction, dim=dim, **options)
+
+
+def modes(function, logits, *batched):
+    """A loss of logits and of what has a batch dimension, in every mode that torch.func has."""
+    ones = torch.ones_like(logits)
+    return {
+        "grad": lambda: torch.func.grad(function)(logits, *batched),
+        "jvp": lambda: torch.func.jvp(lambda x: function(x, *batched), (logits,), (ones,)),
+        "hessian": lambda: torch.func.hessian(function)(logits, *batched),
+        "vmap": lambda: torch.vmap(function)(logits, *batched),
+        "vmap of the logits": lambda: torch.vmap(lambda x: function(x, *(b[0] for b in batched)))(logits),
+        "vmap of the target": lambda: torch.vmap(lambda *b: function(logits[0], *b))(*batched),
+        "vmap of grad": lambda: torch.vmap(torch.func.grad(function))(logits, *batched),
+        "grad of vmap": lambda: torch.func.grad(lambda *a: torch.vmap(function)(*a).sum())(logits, *batched),
+        "nested vmap": lambda: torch.vmap(torch.vmap(function))(
+            *(tensor.unsqueeze(1) for tensor in (logits, *batched))
+        ),
+    }
+
+
+@pytest.mark.parametrize("mode", modes(None, ones(1)))
+@pytest.mark.parametrize("options", [{}, {"weight": ones(C)}], ids=["", "weight"])
+def test_every_mode_of_torch_func_finds_a_target_out_of_range(mode, options):
+    logits, mask = torch.zeros(2, 3, C), torch.tensor([[True, True, False], [False, True, True]])
+
+    def loss(x, target, mask):
+        return masked_loss.cross_entropy(x, target, mask, dim=-1, **options)
+
+    masked, kept = torch.tensor([[0, 1, 7], [-3, 4, 3]]), torch.tensor([[0, 7, 2], [1, 4, 3]])
+    modes(loss, logits, masked, mask)[mode]()
+    with pytest.raises(IndexError, match=r"expected kept targets in \[0, 5\), got 7 at position \[.*1\]"):
+        modes(loss, logits, kept, mask)[mode]()
+    mapped = torch.vmap(lambda t, m: masked_loss.loss_normalizer(t, m, **options))
+    with pytest.raises(IndexError, match="got -3" if not options else "got 7"):
+        mapped(kept - 10 * (kept == 7) if not options else kept, mask)
+
+
+@pytest.mark.parametrize("options", [{}, {"weight": ones(C)}], ids=["", "weight"])
+def test_a_learned_sample_weight_finds_a_target_out_of_range(options):
+    sample_weight = ones(B, T).requires_grad_()
+    with pytest.raises(IndexError, match=r"expected kept targets in \[0, 5\), got 5 at position \[2, 1\]"):
+        masked_loss.cross_entropy(LOGITS, target_with(C, (2, 1)), sample_weight=sample_weight, **options)
+
+
+def test_a_compiler_reads_no_target(fresh_compiler):
+    """A mode of torch.func that is compiled answers as a GPU: NaN for the row, and for its gradient."""
+
+    def losses(x, target):
+        return torch.vmap(lambda x, t: masked_loss.cross_entropy(x, t, reduction="none"))(x, target)
+
+    x, target = torch.zeros(2, 3, C), torch.tensor([[0, 7, 2], [1, 4, -1]])
+    bad = torch.tensor([[False, True, False], [False, False, True]])
+    compiled = torch.compile(losses, backend="aot_eager", fullgraph=True)
+    assert compiled(x, target).isnan().equal(bad)
+    gradient = torch.compile(torch.func.grad(lambda x: losses(x, target).sum()), backend="aot_eager")(x)
+    assert gradient.isnan().all(-1).equal(bad)
+    assert gradient[~bad].isfinite().all()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("in_dims", [(0, 0), (1, None), (None, 1)], ids=str)
+def test_check_targets_in_a_batch(in_dims, compiled, fresh_compiler):
+    target, mask = torch.tensor([[0, 7, 2], [1, 4, 9]]), torch.tensor([[True, False, True], [True, True, False]])
+    values = [v if dim == 0 else v.t() if dim == 1 else v[0] for v, dim in zip((target, mask), in_dims, strict=True)]
+
+    def check(num_classes):
+        mapped = torch.vmap(lambda t, m: masked_loss.check_targets(t, num_classes, m), in_dims)
+        return torch.compile(mapped, backend="aot_eager", fullgraph=True) if compiled else mapped
+
+    expected = target[0].expand(2, 3) if in_dims[0] is None else target
+    if in_dims == (0, 0):
+        assert check(5)(*values).equal(expected)
+        with pytest.raises(IndexError, match=r"got 4 at position \[1, 1\]"):
+            check(3)(*values)
+    assert check(10)(*values).equal(expected)
+    with pytest.raises(IndexError, match="expected kept targets"):
+        check(1)(*values)
 
 
 def test_the_first_bad_target_is_named_on_any_number_of_threads(threads):

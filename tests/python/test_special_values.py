@@ -277,3 +277,157 @@ def test_second_derivatives(row, dtype):
             assert_agree(found, wanted, given, where=wanted.isfinite())
             if row.smooth is not None and other == name:
                 assert_agree(found.isfinite(), row.smooth(given) | found.isfinite(), given)
+
+
+@dataclass(frozen=True)
+class RowOp:
+    """An op of rows of three classes, and the same by torch; of rows in any batch."""
+
+    ours: Callable[..., Tensor]
+    torchs: Callable[[Tensor], Tensor]
+    # What the largest number is divided by, where torch's own sums overflow sooner or later than ours.
+    below: float = 1.0
+    # Whether torch has the derivatives from a rounded log-sum-exp, which says nothing of large logits that are equal.
+    rounded: bool = False
+
+
+def first_class(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape[:-1], dtype=torch.long)
+
+
+def probable(*numbers: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.tensor(numbers, dtype=x.dtype).expand(x.shape)
+
+
+def cross_entropy_rows(target=first_class, z_loss=0.0, weighted=False, below=1.0, **options: float) -> RowOp:
+    weight = torch.tensor([0.5, 2.0, 1.0])
+
+    def ours(x: Tensor, reduction: str = "none") -> Tensor:
+        given = dict(weight=weight.to(x.dtype)) if weighted else {}
+        return masked_loss.cross_entropy(x, target(x), reduction=reduction, dim=-1, z_loss=z_loss, **given, **options)
+
+    def torchs(x: Tensor) -> Tensor:
+        given = dict(weight=weight.to(x.dtype)) if weighted else {}
+        rows = x.reshape(-1, x.shape[-1])
+        losses = F.cross_entropy(rows, target(rows), reduction="none", **given, **options).view(x.shape[:-1])
+        if z_loss == 0:
+            return losses
+        of_target = weight[0] if weighted and target is first_class else 1.0
+        return losses + z_loss * of_target * torch.logsumexp(x, -1) ** 2
+
+    return RowOp(ours, torchs, below, rounded=z_loss != 0)
+
+
+OUTER = torch.tensor([True, False, True])
+
+
+def of_outer(function: Callable[[Tensor, int], Tensor], outside: float) -> Callable[[Tensor], Tensor]:
+    def torchs(x: Tensor) -> Tensor:
+        result = function(x[..., ::2], -1)
+        return torch.stack([result[..., 0], torch.full_like(result[..., 0], outside), result[..., 1]], -1)
+
+    return torchs
+
+
+ROW_OPS = {
+    "cross_entropy": cross_entropy_rows(),
+    "cross_entropy smoothing": cross_entropy_rows(label_smoothing=0.1, below=8),
+    "cross_entropy weight": cross_entropy_rows(weighted=True),
+    "cross_entropy weight, smoothing": cross_entropy_rows(label_smoothing=0.1, weighted=True, below=8),
+    "cross_entropy z_loss": cross_entropy_rows(z_loss=0.1, below=8),
+    "cross_entropy probabilities": cross_entropy_rows(probable(0.2, 0.5, 0.3)),
+    "cross_entropy one-hot": cross_entropy_rows(probable(1.0, 0.0, 0.0)),
+    "cross_entropy one-hot, smoothing": cross_entropy_rows(probable(1.0, 0.0, 0.0), label_smoothing=0.1, below=8),
+    "cross_entropy probabilities, weight, z_loss": cross_entropy_rows(
+        probable(0.2, 0.5, 0.3), z_loss=0.1, weighted=True, below=8
+    ),
+    "cross_entropy class_mask": RowOp(
+        lambda x, reduction="none": masked_loss.cross_entropy(
+            x, first_class(x), class_mask=OUTER, reduction=reduction, dim=-1
+        ),
+        lambda x: -torch.log_softmax(x[..., ::2], -1)[..., 0],
+    ),
+    "softmax": RowOp(lambda x: masked_loss.softmax(x), lambda x: torch.softmax(x, -1)),
+    "softmax mask": RowOp(lambda x: masked_loss.softmax(x, OUTER), of_outer(torch.softmax, 0.0)),
+    "log_softmax": RowOp(lambda x: masked_loss.log_softmax(x), lambda x: torch.log_softmax(x, -1)),
+    "log_softmax mask": RowOp(lambda x: masked_loss.log_softmax(x, OUTER), of_outer(torch.log_softmax, -math.inf)),
+    "logsumexp": RowOp(lambda x: masked_loss.logsumexp(x), lambda x: torch.logsumexp(x, -1), rounded=True),
+    "logsumexp mask": RowOp(
+        lambda x: masked_loss.logsumexp(x, OUTER), lambda x: torch.logsumexp(x[..., ::2], -1), rounded=True
+    ),
+}
+
+
+def special_rows(op: RowOp, dtype: torch.dtype) -> Tensor:
+    info = torch.finfo(dtype)
+    largest = info.max / op.below
+    numbers = [0.0, -0.0, info.tiny * info.eps, 1e-4, 1.0, -20.0, 120.0, 1e4, -1e4, largest, -largest]
+    values = torch.tensor([*numbers, math.inf, -math.inf, math.nan], dtype=dtype)
+    rows = torch.cartesian_prod(values, values, values)
+    if not op.rounded:
+        return rows
+    # Of any two of the classes, as a mask may leave them.
+    equal = torch.stack([rows[:, i] == rows[:, j] for i, j in ((0, 1), (0, 2), (1, 2))], -1)
+    return rows[~(equal.any(-1) & (rows.nan_to_num().abs() > 1e2).any(-1))]
+
+
+def directions(rows: Tensor, result: Tensor) -> tuple[Tensor, Tensor]:
+    """What arrives from upstream, and a direction of the rows, alike for every row."""
+    numbers = torch.tensor([1.5, -0.5, 0.75], dtype=rows.dtype)
+    upstream = numbers if result.dim() == rows.dim() else numbers[0]
+    return upstream.expand(result.shape), torch.tensor([-0.25, 1.0, 0.5], dtype=rows.dtype).expand(rows.shape)
+
+
+def derivatives(function: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, gradient and second derivative, by autograd twice."""
+    leaf = rows.clone().requires_grad_()
+    result = function(leaf)
+    upstream, along = directions(rows, result)
+    (gradient,) = torch.autograd.grad(result, leaf, upstream, create_graph=True)
+    (second,) = torch.autograd.grad((gradient * along).sum(), leaf)
+    return result.detach(), gradient.detach(), second
+
+
+@every_dtype
+@pytest.mark.parametrize("name", ROW_OPS)
+def test_rows_of_classes(name, dtype):
+    op = ROW_OPS[name]
+    rows = special_rows(op, dtype)
+    value, gradient, second = derivatives(op.torchs, rows)
+    upstream, along = directions(rows, value)
+    found = {f"class {c}": rows[:, c] for c in range(3)}
+
+    def agree(actual: Tensor, wanted: Tensor, where: Tensor | None = None) -> None:
+        for c in range(3) if actual.dim() == 2 else (...,):
+            each = (slice(None), c) if actual.dim() == 2 else c
+            assert_agree(actual[each], wanted[each], found, None if where is None else where[each])
+
+    def weighed(x: Tensor) -> Tensor:
+        return (op.ours(x) * upstream[0]).sum()
+
+    agree(op.ours(rows), value)
+    leaf = rows.clone().requires_grad_()
+    agree(torch.autograd.grad(op.ours(leaf), leaf, upstream)[0], gradient)
+    again = derivatives(op.ours, rows)
+    agree(again[1], gradient)
+    agree(again[2], second, where=second.isfinite())
+    agree(torch.vmap(op.ours)(rows), value)
+    agree(torch.func.grad(weighed)(rows), gradient)
+    agree(torch.vmap(torch.func.grad(weighed))(rows), gradient)
+    ours, theirs = (torch.func.jvp(f, (rows,), (along,)) for f in (op.ours, op.torchs))
+    agree(ours[0], value)
+    agree(ours[1], theirs[1])
+    over = torch.func.jvp(torch.func.grad(weighed), (rows,), (along,))[1]
+    agree(over, second, where=second.isfinite())
+
+
+@every_dtype
+@pytest.mark.parametrize("name", [name for name in ROW_OPS if name.startswith("cross_entropy")])
+def test_gradients_of_rows_that_are_made_with_the_loss(name, dtype):
+    op = ROW_OPS[name]
+    rows = special_rows(op, dtype)
+    _, gradient, _ = derivatives(op.torchs, rows)
+    leaf = rows.clone().requires_grad_()
+    (actual,) = torch.autograd.grad(1.5 * op.ours(leaf, "sum"), leaf)
+    for c in range(3):
+        assert_agree(actual[:, c], gradient[:, c], {f"class {k}": rows[:, k] for k in range(3)})
