@@ -1,4 +1,4 @@
-"""Arguments of a wrong type: a TypeError that names argument and type, what was meant, and never what a tensor holds."""
+"""Arguments of a wrong type: a TypeError that names argument and type, and never shows what a tensor holds."""
 
 import inspect
 import re
@@ -24,7 +24,8 @@ GOOD = {
     "binary_cross_entropy": dict(input=x, target=y, mask=m),
     "gaussian_nll_loss": dict(input=x, target=y, var=torch.ones(2, 3), mask=m),
     **{name: dict(input=x, mask=m) for name in ("softmax", "log_softmax", "logsumexp")},
-    **{name: dict(input=x, mask=m) for name in ("masked_sum", "masked_mean", "masked_var", "masked_std", "masked_whiten")},
+    **{name: dict(input=x, mask=m) for name in ("masked_sum", "masked_mean", "masked_var", "masked_std")},
+    "masked_whiten": dict(input=x, mask=m),
     **{name: dict(input=x.clone(), mask=m, value=0.0) for name in ("masked_fill", "masked_fill_")},
     "sequence_mask": dict(lengths=torch.tensor([1, 2])),
     "mask_from_ids": dict(tokens=target, ids=[1]),
@@ -97,33 +98,41 @@ def test_a_packed_sequence():
     assert message.endswith("got PackedSequence; use torch.nn.utils.rnn.pad_packed_sequence")
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: masked_loss.softmax(x, dim=(0, 1)), "softmax: expected dim to be an int, got tuple"),
-        (lambda: masked_loss.softmax(x, dim="1"), "softmax: expected dim to be an int, got '1' (str)"),
-        (lambda: masked_loss.masked_mean(x, dim="rows"), "masked_mean: expected dim to be an int or a list of ints, got 'rows'"),
-        (lambda: masked_loss.cross_entropy(x, target, dim=1.5), "cross_entropy: expected dim to be an int, got 1.5 (float)"),
-        (lambda: masked_loss.cross_entropy(x, target, z_loss="1"), "cross_entropy: expected z_loss to be a number, got '1' (str)"),
-        (lambda: masked_loss.huber_loss(x, y, delta=None), "huber_loss: expected delta to be a number, got None"),
-        (lambda: masked_loss.huber_loss(x, y, delta=x), "huber_loss: expected delta to be a number, got Tensor"),
-        (lambda: masked_loss.softmax(x, dtype="float"), "softmax: expected dtype to be a torch.dtype, got 'float' (str)"),
-        (lambda: masked_loss.check_targets(target, 3.0), "check_targets: expected num_classes to be an int, got 3.0 (float)"),
-        (lambda: masked_loss.sequence_mask(target, "3"), "sequence_mask: expected maxlen to be an int, got '3' (str)"),
-        (lambda: masked_loss.causal_mask("3"), "causal_mask: expected query_len to be an int, got '3' (str)"),
-        (lambda: masked_loss.causal_mask(x), "causal_mask: expected query_len to be an int, got Tensor"),
-        (lambda: masked_loss.mask_from_ids(target, 1.5), "mask_from_ids: expected ids to be an int or a list of ints, got 1.5"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_other_arguments(call, message):
-    assert message_of(call) == message
+OTHERS = {
+    "dim to be an int, got tuple": lambda f: f.softmax(x, dim=(0, 1)),
+    "dim to be an int, got '1' (str)": lambda f: f.softmax(x, dim="1"),
+    "dim to be an int or a list of ints, got 'rows'": lambda f: f.masked_mean(x, dim="rows"),
+    "dim to be an int or a list of ints, got Tensor": lambda f: f.masked_mean(x, dim=x),
+    "dim to be an int, got 1.5 (float)": lambda f: f.cross_entropy(x, target, dim=1.5),
+    "z_loss to be a number, got '1' (str)": lambda f: f.cross_entropy(x, target, z_loss="1"),
+    "delta to be a number, got None": lambda f: f.huber_loss(x, y, delta=None),
+    "delta to be a number, got Tensor": lambda f: f.huber_loss(x, y, delta=x),
+    "dtype to be a torch.dtype, got 'float' (str)": lambda f: f.softmax(x, dtype="float"),
+    "num_classes to be an int, got 3.0 (float)": lambda f: f.check_targets(target, 3.0),
+    "maxlen to be an int, got '3' (str)": lambda f: f.sequence_mask(target, "3"),
+    "query_len to be an int, got '3' (str)": lambda f: f.causal_mask("3"),
+    "query_len to be an int, got Tensor": lambda f: f.causal_mask(x),
+    "ids to be an int or a list of ints, got 1.5": lambda f: f.mask_from_ids(target, 1.5),
+}
+
+
+@pytest.mark.parametrize("expected", OTHERS)
+def test_other_arguments(expected):
+    message = message_of(lambda: OTHERS[expected](masked_loss))
+    assert re.fullmatch(rf"\w+: expected {re.escape(expected)}", message), message
 
 
 @pytest.mark.parametrize("name", ["masked_fill", "masked_fill_"])
 @pytest.mark.parametrize(
     ("value", "got"),
-    [(None, "None"), ([0.0], "list"), ("-inf", "'-inf' (str)"), ((1,), "tuple"), (numpy.zeros(2), "ndarray"), (Opaque(), "Opaque")],
+    [
+        (None, "None"),
+        ([0.0], "list"),
+        ("-inf", "'-inf' (str)"),
+        ((1,), "tuple"),
+        (numpy.zeros(2), "ndarray"),
+        (Opaque(), "Opaque"),
+    ],
     ids=str,
 )
 def test_value_of_masked_fill(name, value, got):
@@ -133,7 +142,7 @@ def test_value_of_masked_fill(name, value, got):
 
 @pytest.mark.parametrize(
     "value",
-    [True, 2, 2.5, numpy.float32(2.5), numpy.float64(2.5), numpy.int64(2), numpy.bool_(True), torch.tensor(2.5), 2**40],
+    [True, 2, 2.5, 2**40, numpy.float32(2.5), numpy.float64(2.5), numpy.int64(2), numpy.bool_(True), torch.tensor(2.5)],
     ids=lambda value: f"{type(value).__name__} {value}",
 )
 def test_values_that_masked_fill_takes(value):
@@ -158,7 +167,11 @@ def test_a_dtype_that_cannot_be_filled():
     assert re.match(r"masked_fill: expected input of a dtype whose elements can be filled, got UInt4", message)
 
 
-@pytest.mark.parametrize("name", [n for n in GOOD if "normalizer" in inspect.signature(getattr(masked_loss, n)).parameters])
+def takes_normalizer(name):
+    return "normalizer" in inspect.signature(getattr(masked_loss, name)).parameters
+
+
+@pytest.mark.parametrize("name", filter(takes_normalizer, GOOD))
 @pytest.mark.parametrize(("value", "got"), [(1j, "1j"), ("3", "'3'"), ([3], "list"), (Opaque(), "Opaque")], ids=str)
 def test_normalizer(name, value, got):
     function = getattr(masked_loss, name)

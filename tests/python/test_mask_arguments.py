@@ -1,4 +1,4 @@
-"""What a mask may be, for every function that takes one: its shape, its values, and the hints for one that does not fit."""
+"""Shapes and values of masks, for every function that takes one, and the hints for one that does not fit."""
 
 import re
 
@@ -117,8 +117,8 @@ def test_integers_other_than_0_and_1_are_refused(name, dtype):
     largest = 255 if dtype == torch.uint8 else torch.iinfo(dtype).max if dtype != torch.uint64 else 2**62
     for storage, value in (("contiguous", 2), ("transposed", 64), ("strided", largest)):
         message = message_of(ValueError, CALLS[name], with_value(value, dtype, storage))
-        assert message.startswith(f"{name}: expected mask of an integer dtype to hold 0 and 1, got {value} at "), message
-        assert message.endswith("at position [1, 2]; if any value but 0 stands for True, use mask != 0"), message
+        beginning = f"{name}: expected mask of an integer dtype to hold 0 and 1, got {value}"
+        assert message == f"{beginning} at position [1, 2]; if any value but 0 stands for True, use mask != 0"
         CALLS[name](with_value(1, dtype, storage))
 
 
@@ -138,10 +138,10 @@ def test_a_repeated_mask_is_read_once():
 
 def test_a_class_mask_too():
     allowed = torch.tensor([1, 0, 2, 1, 1])
-    message = message_of(
-        ValueError, lambda: masked_loss.cross_entropy(elements(B, D), classes(B), class_mask=allowed)
+    message = message_of(ValueError, lambda: masked_loss.cross_entropy(elements(B, D), classes(B), class_mask=allowed))
+    assert message.startswith(
+        "cross_entropy: expected class_mask of an integer dtype to hold 0 and 1, got 2 at position"
     )
-    assert message.startswith("cross_entropy: expected class_mask of an integer dtype to hold 0 and 1, got 2 at position [2]")
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -242,7 +242,7 @@ def test_every_mode(row, dtype, mode):
             leaf = {name: x.clone().requires_grad_()}
             found = gradients_of(of(leaf[name]), leaf, create_graph=True)[name]
         elif mode == "grad":
-            found = torch.func.grad(lambda x: of(x).sum())(x)  # noqa: B023
+            found = torch.func.grad(lambda x: of(x).sum())(x)
         elif mode == "jvp" and row.elementwise:
             found = torch.func.jvp(of, (x,), (torch.ones_like(x),))[1]
         elif mode == "jvp":
