@@ -68,7 +68,7 @@ test: cpp-tests
 	@set -o pipefail; status=0; \
 	echo '== GoogleTest'; \
 	$(BUILD)/tests/cpp/masked_loss_tests --gtest_brief=1 | tee build/googletest.log || status=1; \
-	echo '== pytest'; $(PY) -m pytest $(PYTEST_ARGS) || status=1; \
+	echo '== pytest'; OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS) || status=1; \
 	$(PY) tools/check_cuda.py || status=1; \
 	echo '== GoogleTest'; grep -E '^\[(=+|  (PASSED|FAILED)  )\]|FAILED TEST' build/googletest.log || status=1; \
 	exit $$status
