@@ -159,4 +159,8 @@ at::ScalarType result_type(const Tensor& input, at::ScalarType type) {
   return half && autocast ? at::kFloat : type;
 }
 
+at::ScalarType result_type(const Tensor& input, at::ScalarType computed, std::optional<at::ScalarType> dtype) {
+  return dtype ? *dtype : result_type(input, computed);
+}
+
 }  // namespace masked_loss

@@ -57,7 +57,8 @@ void check_pointwise(const Tensor& input, const Tensor& target, const OptionalTe
                      const PointwiseOptions& options);
 
 // For a kept element that does not fit its formula: `at` counts the elements of the loss.
-[[noreturn]] void throw_unfit(const PointwiseTraits& traits, double value, std::int64_t at, at::IntArrayRef shape);
+[[noreturn]] void throw_unfit(const char* op, const char* name, const Domain& domain, double value, std::int64_t at,
+                              at::IntArrayRef shape);
 
 [[noreturn]] void throw_out_of_range(const RowArguments& arguments, std::int64_t row, std::int64_t index,
                                      std::int64_t classes);
@@ -109,6 +110,8 @@ at::ScalarType loss_normalizer_type(const LossNormalizerOptions& options);
 // backend keys: a compiled graph runs with autocast off.
 at::ScalarType result_type(const Tensor& input);
 at::ScalarType result_type(const Tensor& input, at::ScalarType type);  // of one that is computed in another dtype
+// Of a call that may ask for one, which wins.
+at::ScalarType result_type(const Tensor& input, at::ScalarType computed, std::optional<at::ScalarType> dtype);
 
 // What cross_entropy is computed in: the input's dtype, or what it and class probabilities promote to.
 at::ScalarType cross_entropy_type(const Tensor& input, const Tensor& target);

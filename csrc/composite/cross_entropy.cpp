@@ -73,7 +73,7 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
   if (rows.weight && !rows.probabilities) {
     counted = at::where(keep, counted * gather_weight(rows.weight->to(accumulation), index), zero(counted));
   }
-  auto [kept, coefficient] = composite_coefficient(keep, weight, counted, reduction, normalizer);
+  auto [kept, coefficient] = composite_coefficient(rows.op, keep, weight, counted, reduction, normalizer);
   if (outside.defined()) {
     coefficient = at::where(outside, at::full_like(coefficient, std::numeric_limits<double>::quiet_NaN()), coefficient);
   }

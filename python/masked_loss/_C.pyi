@@ -32,6 +32,7 @@ def mse_loss(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def l1_loss(
     input: Tensor,
@@ -41,6 +42,7 @@ def l1_loss(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def smooth_l1_loss(
     input: Tensor,
@@ -50,6 +52,7 @@ def smooth_l1_loss(
     beta: float,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def huber_loss(
     input: Tensor,
@@ -60,6 +63,7 @@ def huber_loss(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def binary_cross_entropy_with_logits(
     input: Tensor,
@@ -70,6 +74,7 @@ def binary_cross_entropy_with_logits(
     pos_weight: Tensor | None,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def binary_cross_entropy(
     input: Tensor,
@@ -79,6 +84,7 @@ def binary_cross_entropy(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def kl_div(
     input: Tensor,
@@ -88,6 +94,7 @@ def kl_div(
     log_target: bool,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def poisson_nll_loss(
     input: Tensor,
@@ -99,6 +106,7 @@ def poisson_nll_loss(
     eps: float,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def gaussian_nll_loss(
     input: Tensor,
@@ -110,6 +118,7 @@ def gaussian_nll_loss(
     eps: float,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def sigmoid_focal_loss(
     input: Tensor,
@@ -120,6 +129,7 @@ def sigmoid_focal_loss(
     gamma: float,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def softmax(input: Tensor, mask: Tensor | None, dim: int, causal: bool, dtype: dtype | None) -> Tensor: ...
 def log_softmax(input: Tensor, mask: Tensor | None, dim: int, causal: bool, dtype: dtype | None) -> Tensor: ...
