@@ -30,7 +30,8 @@ TORCH_LIBRARY(masked_loss, m) {
 
   for_each_pointwise([&]<class Loss>() {
     def(std::string(Loss::name) + "(Tensor input, Tensor target, " + (kHasVar<Loss> ? "Tensor var, " : "") +
-        "Tensor? mask=None, " + Loss::arguments + "Tensor? sample_weight=None, Tensor? normalizer=None) -> Tensor");
+        "Tensor? mask=None, " + Loss::arguments +
+        "Tensor? sample_weight=None, Tensor? normalizer=None, ScalarType? dtype=None) -> Tensor");
   });
   const std::string pointwise =
       std::string("Tensor input, Tensor target, Tensor? other=None, Tensor? mask=None, ") + kPointwiseArguments;

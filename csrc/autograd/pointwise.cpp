@@ -76,7 +76,7 @@ Tensor pointwise(const PointwiseCall& public_call) {
   static const auto forward = PointwiseForward::find(PointwiseForward::name);
   const auto call = resolve_pointwise(public_call);
   const auto& options = call.options;
-  const auto type = result_type(call.input);
+  const auto type = result_type(call.input, call.input.scalar_type(), call.dtype);
   // Kernels have the slopes in input and in a variance; others are the composite's.
   const bool composed = functorch_active() || has_tangent(call.input) || has_tangent(call.other) ||
                         is_differentiated(call.target) || is_differentiated(options.weight) ||

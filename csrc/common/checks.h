@@ -67,7 +67,8 @@ void check_pointwise(const Tensor& input, const Tensor& target, const OptionalTe
                      const PointwiseOptions& options);
 
 // For a kept element that does not fit its formula: `at` counts the elements of the loss.
-[[noreturn]] void throw_unfit(const PointwiseTraits& traits, double value, std::int64_t at, at::IntArrayRef shape);
+[[noreturn]] void throw_unfit(const char* op, const char* name, const Domain& domain, double value, std::int64_t at,
+                              at::IntArrayRef shape);
 
 [[noreturn]] void throw_out_of_range(const RowArguments& arguments, std::int64_t row, std::int64_t index,
                                      std::int64_t classes);

@@ -34,6 +34,14 @@ struct ScalarMath {
   MASKED_LOSS_HD static V where(bool condition, V a, V b) { return condition ? a : b; }
 };
 
+// The values that an operand may have, NaN apart.
+struct Domain {
+  double least = -std::numeric_limits<double>::infinity(), most = std::numeric_limits<double>::infinity();
+
+  constexpr bool is_bounded() const { return least > -std::numeric_limits<double>::infinity(); }
+  MASKED_LOSS_HD constexpr bool excludes(double value) const { return value < least || value > most; }
+};
+
 // A formula is the loss of an element of input x, target t and, where it has one, a third operand; `numbers` are its
 // own arguments. Masked elements are computed from safe values: whatever lies there is not looked at.
 namespace formula {
@@ -52,10 +60,10 @@ struct Safe {
   static constexpr bool takes_other = false;
   static constexpr bool has_other_slope = false;
   static constexpr bool broadcasts_target = true;
-  static constexpr bool counts_weight = false;         // whether a mean divides by the weights of the elements
-  static constexpr const char* requirement = nullptr;  // of kept values; where it does not hold the loss is NaN
-  static constexpr bool requires_of_other = false;     // of the third operand, else of the input
-  static bool fits(double) { return true; }
+  static constexpr bool counts_weight = false;      // whether a mean divides by the weights of the elements
+  static constexpr bool broadcasts_weight = false;  // whether these may have a lower rank
+  // Of kept values; outside the loss is NaN.
+  static constexpr Domain input_domain{}, target_domain{}, other_domain{};
 };
 
 struct Mse : Safe {
@@ -75,8 +83,9 @@ struct L1 : Safe {
 
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double*) {
-    const auto d = x - t;
-    return {M::abs(d), sign<M>(d), V<M>(0)};
+    // torch's slope of |NaN| is 0.
+    const V<M> zero(0), one(1), d = x - t;
+    return {M::abs(d), M::where(M::less(zero, d), one, M::where(M::less(d, zero), zero - one, zero)), zero};
   }
 };
 
@@ -85,6 +94,7 @@ struct SmoothL1 : Safe {
   static constexpr auto name = "smooth_l1_loss";
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double* numbers) {
+    if (numbers[0] == 0) return L1::at<M>(x, t, V<M>(1), numbers);
     const V<M> beta(numbers[0]), half(0.5), d = x - t, z = M::abs(d);
     const auto near = M::less(z, beta);
     return {M::where(near, half * d * d / beta, z - half * beta), M::where(near, d / beta, sign<M>(d)), V<M>(0)};
@@ -126,6 +136,7 @@ struct BinaryCrossEntropyWithLogits : Safe {
   static constexpr auto name = "binary_cross_entropy_with_logits";
   static constexpr bool takes_other = true;
   static constexpr bool broadcasts_target = false;
+  static constexpr bool broadcasts_weight = true;
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M> pos_weight, const double*) {
     const Logistic<M> logistic(x);
@@ -139,9 +150,9 @@ struct BinaryCrossEntropyWithLogits : Safe {
 struct BinaryCrossEntropy : Safe {
   static constexpr auto name = "binary_cross_entropy";
   static constexpr bool broadcasts_target = false;
+  static constexpr bool broadcasts_weight = true;
   static constexpr double safe_input = 0.5;
-  static constexpr const char* requirement = "input in [0, 1]";
-  static bool fits(double x) { return !(x < 0 || x > 1); }
+  static constexpr Domain input_domain{0, 1}, target_domain{0, 1};
 
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double*) {
@@ -150,9 +161,10 @@ struct BinaryCrossEntropy : Safe {
     const auto value = (t - one) * at_least(M::log_of_complement(x)) - t * at_least(M::log(x));
     const V<M> product = x * (one - x), smallest(1e-12f);  // a float in torch, whatever the dtype
     const auto slope = (x - t) * M::reciprocal(M::where(M::less(product, smallest), smallest, product));
+    // Outside [0, 1] these products are negative.
     const V<M> nan(std::numeric_limits<double>::quiet_NaN());
-    const auto fits = [&](V<M> y) { return M::where(M::less(x, zero), nan, M::where(M::less(one, x), nan, y)); };
-    return {fits(value), fits(slope), zero};
+    const V<M> unfit = M::where(M::less(product, zero), nan, M::where(M::less(t * (one - t), zero), nan, zero));
+    return {value + unfit, slope + unfit, zero};
   }
 };
 
@@ -214,18 +226,17 @@ struct GaussianNll : Safe {
   static constexpr auto name = "gaussian_nll_loss";
   static constexpr bool takes_other = true;
   static constexpr bool has_other_slope = true;
-  static constexpr const char* requirement = "var of at least 0";
-  static constexpr bool requires_of_other = true;
-  static bool fits(double var) { return !(var < 0); }
+  static constexpr Domain other_domain{.least = 0};
 
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M> var, const double* numbers) {
     const V<M> zero(0), half(0.5), one(1), eps(numbers[1]), nan(std::numeric_limits<double>::quiet_NaN());
     const auto v = M::where(M::less(var, zero), nan, M::where(M::less(var, eps), eps, var));
-    const auto d = x - t, precision = one / v, slope = d * precision;
-    auto value = half * (M::log(v) + d * slope);
+    // The square comes first, as in torch: it overflows where torch's does.
+    const auto d = x - t, precision = one / v, squares = d * d * precision;
+    auto value = half * (M::log(v) + squares);
     if (numbers[0] != 0) value = value + V<M>(0.9189385332046727);  // log(2 pi) / 2
-    return {value, slope, half * (precision - slope * slope)};
+    return {value, half * precision * (d + d), half * (precision - squares * precision)};
   }
 };
 
@@ -242,18 +253,18 @@ struct SigmoidFocal : Safe {
     const auto cross_entropy_slope = (one - t) * p - t * q;
     // wrong is 1 - p_t, which the loss is weighted with to the power of gamma
     const auto wrong = t * q + (one - t) * p;
-    V<M> factor = one, factor_slope(0);
-    if (numbers[1] == 2) {
-      factor = wrong * wrong;
-      factor_slope = wrong + wrong;
-    } else if (numbers[1] != 0) {
-      const auto less_one = M::pow(wrong, gamma - one);
-      factor = less_one * wrong;
-      factor_slope = gamma * less_one;
-    }
     const auto wrong_slope = (one - t - t) * p * q;
-    auto value = cross_entropy * factor;
-    auto slope = cross_entropy_slope * factor + cross_entropy * factor_slope * wrong_slope;
+    auto value = cross_entropy, slope = cross_entropy_slope;
+    if (numbers[1] == 2) {
+      value = wrong * wrong * cross_entropy;
+      slope = wrong * wrong * cross_entropy_slope + (wrong + wrong) * wrong_slope * cross_entropy;
+    } else if (numbers[1] != 0) {
+      // The slope of log(wrong) is never above 1, where that of wrong^gamma has no bound.
+      const auto factor = M::pow(wrong, gamma);
+      const auto log_slope = M::where(M::equal(wrong, V<M>(0)), V<M>(0), wrong_slope / wrong);
+      value = factor * cross_entropy;
+      slope = factor * (cross_entropy_slope + gamma * log_slope * cross_entropy);
+    }
     if (numbers[0] >= 0) {
       const auto weight = alpha * t + (one - alpha) * (one - t);
       value = value * weight;

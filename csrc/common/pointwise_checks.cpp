@@ -3,6 +3,8 @@
 #include <ATen/ExpandUtils.h>
 #include <ATen/ops/result_type.h>
 
+#include <cmath>
+
 namespace masked_loss {
 
 namespace {
@@ -37,7 +39,7 @@ void check_pointwise_options(const char* op, c10::SymIntArrayRef shape, const Te
 
 PointwiseCall resolve_pointwise(PointwiseCall call) {
   const auto* op = call.op;
-  auto& [name, input, target, other, mask, options] = call;
+  auto& [name, input, target, other, mask, options, dtype] = call;
   const auto& traits = pointwise_traits(options.loss);
   check_layout(op, "input", input);
   check_beside(op, "target", target, "input", input);
@@ -47,6 +49,7 @@ PointwiseCall resolve_pointwise(PointwiseCall call) {
   const auto sizes = input.sym_sizes(), target_sizes = target.sym_sizes();
   c10::SymDimVector shape(sizes.begin(), sizes.end());
   if (traits.broadcasts_target) {
+    check_trailing(op, "target", "input", sizes, target_sizes, /*both=*/true);
     shape = at::infer_size_symdimvector(sizes, target_sizes);
   } else {
     TORCH_CHECK(sizes.size() == target_sizes.size(), op, ": expected target of the input's shape ", sizes, ", got ",
@@ -57,7 +60,7 @@ PointwiseCall resolve_pointwise(PointwiseCall call) {
     }
   }
   if (other) {
-    const auto* other_name = traits.has_other_slope ? "var" : "pos_weight";
+    const auto* other_name = traits.other_name();
     check_beside(op, other_name, *other, "input", input);
     check_floating(op, other_name, *other);
     if (traits.has_other_slope) {
@@ -72,6 +75,17 @@ PointwiseCall resolve_pointwise(PointwiseCall call) {
   }
   TORCH_CHECK_TYPE(at::isFloatingType(type), op, ": expected input or target of a floating dtype, got ",
                    input.scalar_type(), " and ", target.scalar_type());
+  if (dtype) {
+    const bool known = *dtype == at::kFloat || *dtype == at::kDouble || *dtype == at::kBFloat16 || *dtype == at::kHalf;
+    TORCH_CHECK_TYPE(known, op, ": expected dtype to be float32, float64, bfloat16 or float16, got ", *dtype);
+    if (*dtype == at::kDouble) type = at::kDouble;  // others are rounded from what the accumulation gives
+  }
+  if (options.weight && traits.broadcasts_weight) {
+    check_trailing(op, "weight", "target", shape, options.weight->sym_sizes());
+    while (static_cast<std::size_t>(options.weight->dim()) < shape.size()) {
+      options.weight = options.weight->unsqueeze(0);
+    }
+  }
   check_pointwise_options(op, shape, input, mask, options);
   check_no_grad(op, "normalizer", options.normalizer);
   const auto prepare = [&](const Tensor& tensor) {
@@ -103,8 +117,11 @@ void check_pointwise(const Tensor& input, const Tensor& target, const OptionalTe
   check_pointwise_options(op, input.sym_sizes(), input, mask, options);
 }
 
-void throw_unfit(const PointwiseTraits& traits, double value, std::int64_t at, at::IntArrayRef shape) {
-  TORCH_CHECK_VALUE(false, traits.name, ": expected kept ", traits.requirement, ", got ", value, " at position ",
+void throw_unfit(const char* op, const char* name, const Domain& domain, double value, std::int64_t at,
+                 at::IntArrayRef shape) {
+  const auto range = std::isfinite(domain.most) ? c10::str(" in [", domain.least, ", ", domain.most, "]")
+                                                : c10::str(" of at least ", domain.least);
+  TORCH_CHECK_VALUE(false, op, ": expected kept ", name, range, ", got ", value, " at position ",
                     at::IntArrayRef(position_of(at, shape)));
 }
 

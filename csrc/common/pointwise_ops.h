@@ -2,6 +2,8 @@
 
 #include <masked_loss/pointwise.h>
 
+#include <array>
+
 #include "ops.h"
 #include "pointwise.h"
 
@@ -45,16 +47,16 @@ struct PointwiseBackward : Carry<PointwiseOptions, std::tuple<Tensor, Tensor>, c
 struct PointwiseTraits {
   const char* name;
   double safe_input, safe_target, safe_other;
-  bool has_other_slope, counts_weight, broadcasts_target;
-  const char* requirement;
-  bool requires_of_other;
-  bool (*fits)(double);
+  bool has_other_slope, counts_weight, broadcasts_target, broadcasts_weight;
+  Domain input_domain, target_domain, other_domain;
+
+  const char* other_name() const { return has_other_slope ? "var" : "pos_weight"; }
 };
 inline const PointwiseTraits& pointwise_traits(std::int64_t loss) {
   static constexpr auto table = []<class... F>(std::tuple<F...>*) {
     return std::array{PointwiseTraits{F::name, F::safe_input, F::safe_target, F::safe_other, F::has_other_slope,
-                                      F::counts_weight, F::broadcasts_target, F::requirement, F::requires_of_other,
-                                      F::fits}...};
+                                      F::counts_weight, F::broadcasts_target, F::broadcasts_weight, F::input_domain,
+                                      F::target_domain, F::other_domain}...};
   }(static_cast<PointwiseFormulas*>(nullptr));
   TORCH_CHECK_VALUE(loss >= 0 && loss < static_cast<std::int64_t>(table.size()),
                     "_pointwise: expected loss to be the index of a formula, got ", loss);
@@ -69,6 +71,7 @@ struct PointwiseCall {
   OptionalTensor other;
   OptionalTensor mask;
   PointwiseOptions options;
+  std::optional<at::ScalarType> dtype = {};  // of the result, by default what the operands promote to
 };
 
 template <class Formula, class Options>
@@ -82,8 +85,8 @@ PointwiseOptions pointwise_options(const Options& from, std::vector<double> numb
 // The table of the public ops. Of each one: its options, their schema arguments in the order of the struct's members,
 // and what formula they mean.
 inline auto fields(const MseLossOptions& options) {
-  const auto& [reduction, weight, sample_weight, normalizer] = options;
-  return std::tie(reduction, weight, sample_weight, normalizer);
+  const auto& [reduction, weight, sample_weight, normalizer, dtype] = options;
+  return std::tie(reduction, weight, sample_weight, normalizer, dtype);
 }
 struct MseLoss {
   using Options = MseLossOptions;
@@ -100,8 +103,8 @@ struct L1Loss {
 };
 
 inline auto fields(const SmoothL1LossOptions& options) {
-  const auto& [reduction, beta, sample_weight, normalizer] = options;
-  return std::tie(reduction, beta, sample_weight, normalizer);
+  const auto& [reduction, beta, sample_weight, normalizer, dtype] = options;
+  return std::tie(reduction, beta, sample_weight, normalizer, dtype);
 }
 struct SmoothL1Loss {
   using Options = SmoothL1LossOptions;
@@ -114,8 +117,8 @@ struct SmoothL1Loss {
 };
 
 inline auto fields(const HuberLossOptions& options) {
-  const auto& [reduction, delta, weight, sample_weight, normalizer] = options;
-  return std::tie(reduction, delta, weight, sample_weight, normalizer);
+  const auto& [reduction, delta, weight, sample_weight, normalizer, dtype] = options;
+  return std::tie(reduction, delta, weight, sample_weight, normalizer, dtype);
 }
 struct HuberLoss {
   using Options = HuberLossOptions;
@@ -128,8 +131,8 @@ struct HuberLoss {
 };
 
 inline auto fields(const BinaryCrossEntropyWithLogitsOptions& options) {
-  const auto& [reduction, weight, pos_weight, sample_weight, normalizer] = options;
-  return std::tie(reduction, weight, pos_weight, sample_weight, normalizer);
+  const auto& [reduction, weight, pos_weight, sample_weight, normalizer, dtype] = options;
+  return std::tie(reduction, weight, pos_weight, sample_weight, normalizer, dtype);
 }
 struct BinaryCrossEntropyWithLogits {
   using Options = BinaryCrossEntropyWithLogitsOptions;
@@ -141,8 +144,8 @@ struct BinaryCrossEntropyWithLogits {
 };
 
 inline auto fields(const BinaryCrossEntropyOptions& options) {
-  const auto& [reduction, weight, sample_weight, normalizer] = options;
-  return std::tie(reduction, weight, sample_weight, normalizer);
+  const auto& [reduction, weight, sample_weight, normalizer, dtype] = options;
+  return std::tie(reduction, weight, sample_weight, normalizer, dtype);
 }
 struct BinaryCrossEntropy {
   using Options = BinaryCrossEntropyOptions;
@@ -152,8 +155,8 @@ struct BinaryCrossEntropy {
 };
 
 inline auto fields(const KlDivOptions& options) {
-  const auto& [reduction, log_target, sample_weight, normalizer] = options;
-  return std::tie(reduction, log_target, sample_weight, normalizer);
+  const auto& [reduction, log_target, sample_weight, normalizer, dtype] = options;
+  return std::tie(reduction, log_target, sample_weight, normalizer, dtype);
 }
 struct KlDiv {
   using Options = KlDivOptions;
@@ -165,8 +168,8 @@ struct KlDiv {
 };
 
 inline auto fields(const PoissonNllLossOptions& options) {
-  const auto& [reduction, log_input, full, eps, sample_weight, normalizer] = options;
-  return std::tie(reduction, log_input, full, eps, sample_weight, normalizer);
+  const auto& [reduction, log_input, full, eps, sample_weight, normalizer, dtype] = options;
+  return std::tie(reduction, log_input, full, eps, sample_weight, normalizer, dtype);
 }
 struct PoissonNllLoss {
   using Options = PoissonNllLossOptions;
@@ -180,8 +183,8 @@ struct PoissonNllLoss {
 };
 
 inline auto fields(const GaussianNllLossOptions& options) {
-  const auto& [reduction, full, eps, sample_weight, normalizer] = options;
-  return std::tie(reduction, full, eps, sample_weight, normalizer);
+  const auto& [reduction, full, eps, sample_weight, normalizer, dtype] = options;
+  return std::tie(reduction, full, eps, sample_weight, normalizer, dtype);
 }
 struct GaussianNllLoss {
   using Options = GaussianNllLossOptions;
@@ -194,14 +197,15 @@ struct GaussianNllLoss {
 };
 
 inline auto fields(const SigmoidFocalLossOptions& options) {
-  const auto& [reduction, alpha, gamma, sample_weight, normalizer] = options;
-  return std::tie(reduction, alpha, gamma, sample_weight, normalizer);
+  const auto& [reduction, alpha, gamma, sample_weight, normalizer, dtype] = options;
+  return std::tie(reduction, alpha, gamma, sample_weight, normalizer, dtype);
 }
 struct SigmoidFocalLoss {
   using Options = SigmoidFocalLossOptions;
   static constexpr auto name = "sigmoid_focal_loss";
   static constexpr auto arguments = "int reduction=1, float alpha=0.25, float gamma=2., ";
   static PointwiseOptions resolve(const Options& o) {
+    TORCH_CHECK_VALUE(o.alpha <= 1, name, ": expected alpha in [0, 1], or below 0 for none, got ", o.alpha);
     TORCH_CHECK_VALUE(o.gamma >= 0, name, ": expected gamma of at least 0, got ", o.gamma);
     return pointwise_options<formula::SigmoidFocal>(o, {o.alpha, o.gamma});
   }
@@ -221,20 +225,27 @@ using PointwiseCarry = std::conditional_t<
 
 template <class Loss>
 struct PointwiseOp : PointwiseCarry<Loss> {
-  static inline const std::string qualified_name = std::string("masked_loss::") + Loss::name;
-  static inline const char* const name = qualified_name.c_str();
+  static constexpr auto qualified_name = [] {
+    std::array<char, 64> text{};
+    char* end = text.data();
+    for (const char* part : {"masked_loss::", Loss::name}) {
+      while (*part != '\0') *end++ = *part++;
+    }
+    return text;
+  }();
+  static constexpr const char* name = qualified_name.data();
 
   template <Tensor (*run)(const PointwiseCall&)>
   static Tensor boxed(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                       const typename Loss::Options& options) {
     OptionalTensor other;
     if constexpr (requires { options.pos_weight; }) other = options.pos_weight;
-    return run({Loss::name, input, target, other, mask, Loss::resolve(options)});
+    return run({Loss::name, input, target, other, mask, Loss::resolve(options), options.dtype});
   }
   template <Tensor (*run)(const PointwiseCall&)>
   static Tensor boxed_with_var(const Tensor& input, const Tensor& target, const Tensor& var, const OptionalTensor& mask,
                                const typename Loss::Options& options) {
-    return run({Loss::name, input, target, var, mask, Loss::resolve(options)});
+    return run({Loss::name, input, target, var, mask, Loss::resolve(options), options.dtype});
   }
 };
 

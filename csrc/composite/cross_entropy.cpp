@@ -81,7 +81,7 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
     const auto of_target = gather_weight(rows.weight->to(accumulation), index);
     counted = at::where(keep.logical_and(outside.logical_not()), counted * of_target, counted);
   }
-  auto [kept, coefficient] = composite_coefficient(keep, weight, counted, reduction, normalizer);
+  auto [kept, coefficient] = composite_coefficient(rows.op, keep, weight, counted, reduction, normalizer);
   if (outside.defined()) {
     coefficient = at::where(outside, at::full_like(coefficient, std::numeric_limits<double>::quiet_NaN()), coefficient);
   }

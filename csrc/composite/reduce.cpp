@@ -1,9 +1,16 @@
 #include "composite/reduce.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <cmath>
+
+#include "common/paths.h"
 
 namespace masked_loss {
 namespace {
@@ -18,16 +25,38 @@ Tensor sequence_sum(const Tensor& losses) {
   return losses.sum(dims, /*keepdim=*/true);
 }
 
+// double where the device has it.
+at::ScalarType widest(const at::Device& device) {
+  if (device.is_cpu() || device.is_cuda()) return at::kDouble;
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  return guard.getDeviceCapability(device).capability_data.supported_scalar_types.has_Double ? at::kDouble : at::kFloat;
+}
+
 }  // namespace
 
-CompositeCoefficient composite_coefficient(const Tensor& keep, const Tensor& weight, const Tensor& counted,
-                                           Reduction reduction, const OptionalTensor& normalizer) {
+std::optional<double> readable(const Tensor& number) {
+  constexpr c10::DispatchKeySet of_compilers{c10::DispatchKey::Python, c10::DispatchKey::Functionalize};
+  if (!number.is_cpu() || is_batched(number) || number.key_set().has_any(of_compilers)) return std::nullopt;
+  if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return std::nullopt;
+  if (!functorch_active()) return number.item<double>();
+  try {
+    return number.item<double>();
+  } catch (const c10::Error&) {  // what a transform wraps may be a batch
+    return std::nullopt;
+  }
+}
+
+CompositeCoefficient composite_coefficient(const char* op, const Tensor& keep, const Tensor& weight,
+                                           const Tensor& counted, Reduction reduction,
+                                           const OptionalTensor& normalizer) {
   if (reduction == Reduction::None || reduction == Reduction::Sum) return {keep, weight};
   // As the kernels: a sum of signed weights is 0 or not by its last digits.
-  const auto wide = weight.device().type() == at::kMPS ? at::kFloat : at::kDouble;
+  const auto wide = widest(weight.device());
   Tensor divisor;
   if (normalizer) {
     divisor = normalizer->to(wide);
+    if (const auto value = readable(divisor)) check_normalizer_value(op, *value);
+    divisor = at::where(divisor.lt(0), at::full_like(divisor, std::nan("")), divisor);
   } else if (reduction == Reduction::Mean) {
     divisor = counted.sum(wide);
   } else {

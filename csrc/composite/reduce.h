@@ -9,10 +9,14 @@ struct CompositeCoefficient {
   Tensor coefficient;  // 0 where masked
 };
 
+// The value of a 0-d tensor where it can be read without a wait: not on another device, for a compiler or under vmap.
+std::optional<double> readable(const Tensor& number);
+
 // What a kept loss of `weight` is multiplied with for the reduction, differentiable in the weights; a mean divides by
 // the sum of `counted`. All have the shape of the losses, and are 0 where masked.
-CompositeCoefficient composite_coefficient(const Tensor& keep, const Tensor& weight, const Tensor& counted,
-                                           Reduction reduction, const OptionalTensor& normalizer);
+CompositeCoefficient composite_coefficient(const char* op, const Tensor& keep, const Tensor& weight,
+                                           const Tensor& counted, Reduction reduction,
+                                           const OptionalTensor& normalizer);
 
 // Losses without a coefficient -> the result.
 Tensor composite_reduce(const Tensor& losses, const Tensor& keep, const Tensor& coefficient, Reduction reduction);

@@ -64,11 +64,15 @@ double divisor_of(PointwiseOperands<A>& operands, const PointwiseOptions& option
 
 template <class A>
 void check_fits(const PointwiseOperands<A>& operands, const PointwiseTraits& traits) {
-  if (traits.requirement == nullptr) return;
   const auto& work = operands.work;
-  const auto& operand = traits.requires_of_other ? work.other : work.input;
-  const auto [at, value] = kernels().of<A>().find_unfit(work, operand, traits.fits);
-  if (at < work.count) throw_unfit(traits, value, at, operands.shape);
+  const auto check = [&](const char* name, const Domain& domain, const Operand& operand) {
+    if (!domain.is_bounded()) return;
+    const auto [at, value] = kernels().of<A>().find_unfit(work, operand, domain);
+    if (at < work.count) throw_unfit(traits.name, name, domain, value, at, operands.shape);
+  };
+  check("input", traits.input_domain, work.input);
+  check("target", traits.target_domain, work.target);
+  check(traits.other_name(), traits.other_domain, work.other);
 }
 
 // The loss of a reduction, and the outputs; an error where a kept value does not fit the formula.

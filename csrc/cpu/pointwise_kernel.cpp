@@ -301,7 +301,7 @@ PointwiseSum weigh(const PointwiseWork<A>& work, std::int64_t begin, std::int64_
 }
 
 template <class A>
-UnfitElement find_unfit(const PointwiseWork<A>& work, const Operand& operand, bool (*fits)(double)) {
+UnfitElement find_unfit(const PointwiseWork<A>& work, const Operand& operand, const Domain& domain) {
   Stage<A> stage;
   for (std::int64_t begin = 0; begin < work.count; begin += kBlock) {
     const auto n = std::min(kBlock, work.count - begin);
@@ -310,7 +310,7 @@ UnfitElement find_unfit(const PointwiseWork<A>& work, const Operand& operand, bo
     const A* values = load<A>(operand, begin, n, stage.input);
     for (std::int64_t i = 0; i < n; ++i) {
       if (counted.kept != nullptr && counted.kept[i] == 0) continue;
-      if (!fits(values[i])) return {begin + i, values[i]};
+      if (domain.excludes(values[i])) return {begin + i, values[i]};
     }
   }
   return {work.count, 0};

@@ -21,8 +21,8 @@ struct PointwiseKernelsOf {
   PointwiseKernel<A> formulas[kPointwiseFormulas];
   // The sum of the kept sample weights of [begin, end), times the weights where those are given.
   PointwiseSum (*weigh)(const PointwiseWork<A>& work, std::int64_t begin, std::int64_t end);
-  // The first kept element of an operand that does not fit; behind the last one if all do.
-  UnfitElement (*find_unfit)(const PointwiseWork<A>& work, const Operand& operand, bool (*fits)(double));
+  // The first kept element of an operand that its domain excludes; behind the last one if there is none.
+  UnfitElement (*find_unfit)(const PointwiseWork<A>& work, const Operand& operand, const Domain& domain);
 };
 
 struct PointwiseKernels {

@@ -62,7 +62,7 @@ struct Results {
 // `grad`: what arrives from upstream at the losses, of their shape or 0-d.
 Results compute(PointwiseCall call, bool with_gradient, const Tensor* grad) {
   make_walkable(call);
-  const auto& [op, input, target, other, mask, options] = call;
+  const auto& [op, input, target, other, mask, options, dtype] = call;
   const OnDevice on(input);
   const auto device = on.device();
   const auto sizes = input.sizes();
@@ -108,17 +108,24 @@ Results compute(PointwiseCall call, bool with_gradient, const Tensor* grad) {
 // An error for the first kept value that does not fit the formula, which makes its loss NaN. Waits for the device.
 void check_fits(const PointwiseCall& call) {
   const auto& traits = pointwise_traits(call.options.loss);
-  if (traits.requirement == nullptr) return;
+  if (!traits.input_domain.is_bounded() && !traits.other_domain.is_bounded()) return;
   auto each = call;
   each.options.reduction = Reduction::None;
   each.options.normalizer.reset();
   const auto found = compute(each, false, nullptr).loss.flatten().isnan().nonzero().flatten();
-  const auto& operand = traits.requires_of_other ? *call.other : call.input;
-  const auto at = found.cpu(), values = operand.take(found).to(at::kDouble).cpu();
-  for (std::int64_t i = 0; i < at.numel(); ++i) {
-    const double value = values.const_data_ptr<double>()[i];
-    if (!traits.fits(value)) throw_unfit(traits, value, at.const_data_ptr<std::int64_t>()[i], call.input.sizes());
-  }
+  const auto at = found.cpu();
+  const auto check = [&](const char* name, const Domain& domain, const OptionalTensor& operand) {
+    if (!domain.is_bounded()) return;
+    const auto values = operand->take(found).to(at::kDouble).cpu();
+    for (std::int64_t i = 0; i < at.numel(); ++i) {
+      const double value = values.const_data_ptr<double>()[i];
+      const auto position = at.const_data_ptr<std::int64_t>()[i];
+      if (domain.excludes(value)) throw_unfit(traits.name, name, domain, value, position, call.input.sizes());
+    }
+  };
+  check("input", traits.input_domain, call.input);
+  check("target", traits.target_domain, call.target);
+  check(traits.other_name(), traits.other_domain, call.other);
 }
 
 Results run(const PointwiseCall& call, bool with_gradient, const Tensor* grad) {

@@ -33,6 +33,7 @@ def mse_loss(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def l1_loss(
     input: Tensor,
@@ -42,6 +43,7 @@ def l1_loss(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def smooth_l1_loss(
     input: Tensor,
@@ -51,6 +53,7 @@ def smooth_l1_loss(
     beta: float,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def huber_loss(
     input: Tensor,
@@ -61,6 +64,7 @@ def huber_loss(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def binary_cross_entropy_with_logits(
     input: Tensor,
@@ -71,6 +75,7 @@ def binary_cross_entropy_with_logits(
     pos_weight: Tensor | None,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def binary_cross_entropy(
     input: Tensor,
@@ -80,6 +85,7 @@ def binary_cross_entropy(
     weight: Tensor | None,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def kl_div(
     input: Tensor,
@@ -89,6 +95,7 @@ def kl_div(
     log_target: bool,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def poisson_nll_loss(
     input: Tensor,
@@ -100,6 +107,7 @@ def poisson_nll_loss(
     eps: float,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def gaussian_nll_loss(
     input: Tensor,
@@ -111,6 +119,7 @@ def gaussian_nll_loss(
     eps: float,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def sigmoid_focal_loss(
     input: Tensor,
@@ -121,6 +130,7 @@ def sigmoid_focal_loss(
     gamma: float,
     sample_weight: Tensor | None,
     normalizer: Tensor | None,
+    dtype: dtype | None,
 ) -> Tensor: ...
 def softmax(input: Tensor, mask: Tensor | None, dim: int, causal: bool, dtype: dtype | None) -> Tensor: ...
 def log_softmax(input: Tensor, mask: Tensor | None, dim: int, causal: bool, dtype: dtype | None) -> Tensor: ...

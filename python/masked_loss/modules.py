@@ -108,10 +108,13 @@ class _PointwiseLoss(nn.Module):
     Each one's ``forward`` takes what changes from batch to batch.
     """
 
-    def __init__(self, reduction: str, **arguments: Union[float, OptionalTensor]) -> None:
+    dtype: Optional[torch.dtype]
+
+    def __init__(self, reduction: str, dtype: Optional[torch.dtype], **arguments: Union[float, OptionalTensor]) -> None:
         super().__init__()
         reduction_number(type(self).__name__, reduction, batchmean=isinstance(self, KLDivLoss))
         self.reduction = reduction
+        self.dtype = dtype
         for name, value in arguments.items():
             if value is None or isinstance(value, Tensor):
                 self.register_buffer(name, value)
@@ -127,15 +130,15 @@ class MSELoss(_PointwiseLoss):
     """:func:`masked_loss.mse_loss` as a module.
 
     Args:
-        reduction: as in the function.
+        reduction, dtype: as in the function.
 
     >>> import torch
     >>> MSELoss()(torch.zeros(2), torch.tensor([2.0, 9.0]), torch.tensor([True, False]))
     tensor(4.)
     """
 
-    def __init__(self, *, reduction: str = "mean") -> None:
-        super().__init__(reduction)
+    def __init__(self, *, reduction: str = "mean", dtype: Optional[torch.dtype] = None) -> None:
+        super().__init__(reduction, dtype)
 
     def forward(
         self,
@@ -146,7 +149,13 @@ class MSELoss(_PointwiseLoss):
         normalizer: Divisor = None,
     ) -> Tensor:
         return functional.mse_loss(
-            input, target, mask, sample_weight=sample_weight, reduction=self.reduction, normalizer=normalizer
+            input,
+            target,
+            mask,
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+            normalizer=normalizer,
+            dtype=self.dtype,
         )
 
 
@@ -154,15 +163,15 @@ class L1Loss(_PointwiseLoss):
     """:func:`masked_loss.l1_loss` as a module.
 
     Args:
-        reduction: as in the function.
+        reduction, dtype: as in the function.
 
     >>> import torch
     >>> L1Loss()(torch.zeros(2), torch.tensor([2.0, 9.0]), torch.tensor([True, False]))
     tensor(2.)
     """
 
-    def __init__(self, *, reduction: str = "mean") -> None:
-        super().__init__(reduction)
+    def __init__(self, *, reduction: str = "mean", dtype: Optional[torch.dtype] = None) -> None:
+        super().__init__(reduction, dtype)
 
     def forward(
         self,
@@ -173,7 +182,13 @@ class L1Loss(_PointwiseLoss):
         normalizer: Divisor = None,
     ) -> Tensor:
         return functional.l1_loss(
-            input, target, mask, sample_weight=sample_weight, reduction=self.reduction, normalizer=normalizer
+            input,
+            target,
+            mask,
+            sample_weight=sample_weight,
+            reduction=self.reduction,
+            normalizer=normalizer,
+            dtype=self.dtype,
         )
 
 
@@ -181,15 +196,15 @@ class SmoothL1Loss(_PointwiseLoss):
     """:func:`masked_loss.smooth_l1_loss` as a module.
 
     Args:
-        beta, reduction: as in the function.
+        beta, reduction, dtype: as in the function.
 
     >>> import torch
     >>> SmoothL1Loss(beta=2.0)(torch.zeros(2), torch.tensor([1.0, 9.0]), torch.tensor([True, False]))
     tensor(0.2500)
     """
 
-    def __init__(self, *, beta: float = 1.0, reduction: str = "mean") -> None:
-        super().__init__(reduction, beta=beta)
+    def __init__(self, *, beta: float = 1.0, reduction: str = "mean", dtype: Optional[torch.dtype] = None) -> None:
+        super().__init__(reduction, dtype, beta=beta)
 
     def forward(
         self,
@@ -207,6 +222,7 @@ class SmoothL1Loss(_PointwiseLoss):
             sample_weight=sample_weight,
             reduction=self.reduction,
             normalizer=normalizer,
+            dtype=self.dtype,
         )
 
 
@@ -214,15 +230,15 @@ class HuberLoss(_PointwiseLoss):
     """:func:`masked_loss.huber_loss` as a module.
 
     Args:
-        delta, reduction: as in the function.
+        delta, reduction, dtype: as in the function.
 
     >>> import torch
     >>> HuberLoss(delta=2.0)(torch.zeros(2), torch.tensor([3.0, 9.0]), torch.tensor([True, False]))
     tensor(4.)
     """
 
-    def __init__(self, *, delta: float = 1.0, reduction: str = "mean") -> None:
-        super().__init__(reduction, delta=delta)
+    def __init__(self, *, delta: float = 1.0, reduction: str = "mean", dtype: Optional[torch.dtype] = None) -> None:
+        super().__init__(reduction, dtype, delta=delta)
 
     def forward(
         self,
@@ -240,6 +256,7 @@ class HuberLoss(_PointwiseLoss):
             sample_weight=sample_weight,
             reduction=self.reduction,
             normalizer=normalizer,
+            dtype=self.dtype,
         )
 
 
@@ -248,7 +265,7 @@ class BCEWithLogitsLoss(_PointwiseLoss):
 
     Args:
         weight, pos_weight: as in the function; kept as buffers.
-        reduction: as in the function.
+        reduction, dtype: as in the function.
 
     >>> import torch
     >>> BCEWithLogitsLoss()(torch.zeros(2), torch.tensor([1.0, 9.0]), torch.tensor([True, False]))
@@ -259,9 +276,14 @@ class BCEWithLogitsLoss(_PointwiseLoss):
     pos_weight: OptionalTensor
 
     def __init__(
-        self, weight: OptionalTensor = None, *, pos_weight: OptionalTensor = None, reduction: str = "mean"
+        self,
+        weight: OptionalTensor = None,
+        *,
+        pos_weight: OptionalTensor = None,
+        reduction: str = "mean",
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
-        super().__init__(reduction, weight=weight, pos_weight=pos_weight)
+        super().__init__(reduction, dtype, weight=weight, pos_weight=pos_weight)
 
     def forward(
         self,
@@ -280,6 +302,7 @@ class BCEWithLogitsLoss(_PointwiseLoss):
             sample_weight=sample_weight,
             reduction=self.reduction,
             normalizer=normalizer,
+            dtype=self.dtype,
         )
 
 
@@ -288,7 +311,7 @@ class BCELoss(_PointwiseLoss):
 
     Args:
         weight: as in the function; kept as a buffer.
-        reduction: as in the function.
+        reduction, dtype: as in the function.
 
     >>> import torch
     >>> BCELoss()(torch.tensor([0.5, 9.0]), torch.ones(2), torch.tensor([True, False]))
@@ -297,8 +320,10 @@ class BCELoss(_PointwiseLoss):
 
     weight: OptionalTensor
 
-    def __init__(self, weight: OptionalTensor = None, *, reduction: str = "mean") -> None:
-        super().__init__(reduction, weight=weight)
+    def __init__(
+        self, weight: OptionalTensor = None, *, reduction: str = "mean", dtype: Optional[torch.dtype] = None
+    ) -> None:
+        super().__init__(reduction, dtype, weight=weight)
 
     def forward(
         self,
@@ -316,6 +341,7 @@ class BCELoss(_PointwiseLoss):
             sample_weight=sample_weight,
             reduction=self.reduction,
             normalizer=normalizer,
+            dtype=self.dtype,
         )
 
 
@@ -323,15 +349,17 @@ class KLDivLoss(_PointwiseLoss):
     """:func:`masked_loss.kl_div` as a module.
 
     Args:
-        log_target, reduction: as in the function.
+        log_target, reduction, dtype: as in the function.
 
     >>> import torch
     >>> KLDivLoss(reduction="batchmean")(torch.tensor([-1.0, 9.0]), torch.ones(2), torch.tensor([True, False]))
     tensor(1.)
     """
 
-    def __init__(self, *, log_target: bool = False, reduction: str = "mean") -> None:
-        super().__init__(reduction, log_target=log_target)
+    def __init__(
+        self, *, log_target: bool = False, reduction: str = "mean", dtype: Optional[torch.dtype] = None
+    ) -> None:
+        super().__init__(reduction, dtype, log_target=log_target)
 
     def forward(
         self,
@@ -349,6 +377,7 @@ class KLDivLoss(_PointwiseLoss):
             sample_weight=sample_weight,
             reduction=self.reduction,
             normalizer=normalizer,
+            dtype=self.dtype,
         )
 
 
@@ -356,7 +385,7 @@ class PoissonNLLLoss(_PointwiseLoss):
     """:func:`masked_loss.poisson_nll_loss` as a module.
 
     Args:
-        log_input, full, eps, reduction: as in the function.
+        log_input, full, eps, reduction, dtype: as in the function.
 
     >>> import torch
     >>> PoissonNLLLoss()(torch.zeros(2), torch.tensor([3.0, 9.0]), torch.tensor([True, False]))
@@ -364,9 +393,15 @@ class PoissonNLLLoss(_PointwiseLoss):
     """
 
     def __init__(
-        self, log_input: bool = True, full: bool = False, *, eps: float = 1e-8, reduction: str = "mean"
+        self,
+        log_input: bool = True,
+        full: bool = False,
+        *,
+        eps: float = 1e-8,
+        reduction: str = "mean",
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
-        super().__init__(reduction, log_input=log_input, full=full, eps=eps)
+        super().__init__(reduction, dtype, log_input=log_input, full=full, eps=eps)
 
     def forward(
         self,
@@ -386,6 +421,7 @@ class PoissonNLLLoss(_PointwiseLoss):
             sample_weight=sample_weight,
             reduction=self.reduction,
             normalizer=normalizer,
+            dtype=self.dtype,
         )
 
 
@@ -393,15 +429,17 @@ class GaussianNLLLoss(_PointwiseLoss):
     """:func:`masked_loss.gaussian_nll_loss` as a module.
 
     Args:
-        full, eps, reduction: as in the function.
+        full, eps, reduction, dtype: as in the function.
 
     >>> import torch
     >>> GaussianNLLLoss()(torch.zeros(2), torch.tensor([2.0, 9.0]), 1.0, torch.tensor([True, False]))
     tensor(2.)
     """
 
-    def __init__(self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> None:
-        super().__init__(reduction, full=full, eps=eps)
+    def __init__(
+        self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean", dtype: Optional[torch.dtype] = None
+    ) -> None:
+        super().__init__(reduction, dtype, full=full, eps=eps)
 
     def forward(
         self,
@@ -422,6 +460,7 @@ class GaussianNLLLoss(_PointwiseLoss):
             sample_weight=sample_weight,
             reduction=self.reduction,
             normalizer=normalizer,
+            dtype=self.dtype,
         )
 
 
@@ -429,15 +468,17 @@ class SigmoidFocalLoss(_PointwiseLoss):
     """:func:`masked_loss.sigmoid_focal_loss` as a module.
 
     Args:
-        alpha, gamma, reduction: as in the function.
+        alpha, gamma, reduction, dtype: as in the function.
 
     >>> import torch
     >>> SigmoidFocalLoss()(torch.zeros(2), torch.tensor([1.0, 9.0]), torch.tensor([True, False]))
     tensor(0.0433)
     """
 
-    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
-        super().__init__(reduction, alpha=alpha, gamma=gamma)
+    def __init__(
+        self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean", dtype: Optional[torch.dtype] = None
+    ) -> None:
+        super().__init__(reduction, dtype, alpha=alpha, gamma=gamma)
 
     def forward(
         self,
@@ -456,4 +497,5 @@ class SigmoidFocalLoss(_PointwiseLoss):
             sample_weight=sample_weight,
             reduction=self.reduction,
             normalizer=normalizer,
+            dtype=self.dtype,
         )

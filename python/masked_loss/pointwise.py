@@ -1,5 +1,6 @@
 """Losses of elements with a mask: regression, binary and count targets, divergences."""
 
+import warnings
 from typing import List, Optional, Union
 
 import torch
@@ -35,6 +36,33 @@ def _variance(var: Union[int, float, Tensor], input: Tensor, target: Tensor) -> 
     return torch.full(sizes, var, dtype=dtype, device=input.device)
 
 
+def _warn_of_sizes(input: Tensor, target: Tensor) -> None:
+    """torch's warning of a target that broadcasts, in its words, at the call of the loss."""
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_compiling():
+            return  # Dynamo cannot trace a warning
+    if target.size() != input.size():
+        warnings.warn(
+            f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "
+            "This will likely lead to incorrect results due to broadcasting. "
+            "Please ensure they have the same size.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_mean() -> None:
+    """The same of a mean of a divergence."""
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_compiling():
+            return
+    warnings.warn(
+        "reduction: 'mean' divides the total loss by both the batch size and the support size."
+        "'batchmean' divides only by the batch size, and aligns with the KL div math definition."
+        "'mean' will be changed to behave the same as 'batchmean' in the next major release.",
+        stacklevel=3,
+    )
+
+
 @scriptable
 def mse_loss(
     input: Tensor,
@@ -45,6 +73,7 @@ def mse_loss(
     sample_weight: Optional[Tensor] = None,
     reduction: str = "mean",
     normalizer: Optional[Union[int, float, Tensor]] = None,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     r"""Squared error over the elements that ``mask`` keeps.
 
@@ -58,7 +87,7 @@ def mse_loss(
 
     Args:
         input: any shape; float32, float64, bfloat16 or float16.
-        target: broadcasts with ``input``; differentiable.
+        target: broadcasts with ``input``; differentiable. As in torch, sizes that differ give a warning.
         mask: True (nonzero) = keep. bool or an integer dtype, the rank of the unreduced loss, each size equal or 1.
             What lies at a masked position (NaN, inf, ...) changes nothing, and its gradient is exactly 0.
         weight: weights of the elements, as the namesake's; the rank of the unreduced loss, each size equal or 1;
@@ -68,10 +97,11 @@ def mse_loss(
             something kept of each one's weighted mean.
         normalizer: number or 0-d tensor that ``'mean'`` divides by instead (a global count); with
             ``'sequence_mean'``, instead of the number of sequences.
+        dtype: of the result: float32 for half types costs no copy of them, float64 is what the loss is computed in.
+            By default what ``input`` and ``target`` promote to, or float32 for half types under autocast.
 
     Returns:
-        the shape that ``input`` and ``target`` broadcast to for ``'none'``, else 0-d; the dtype that they promote to
-        (float32 for half types under autocast).
+        the shape that ``input`` and ``target`` broadcast to for ``'none'``, else 0-d; in ``dtype``.
 
     Raises:
         TypeError: a wrong dtype, such as a float mask.
@@ -82,11 +112,12 @@ def mse_loss(
     tensor(2.5000)
     """
     number = reduction_number("mse_loss", reduction)
+    _warn_of_sizes(input, target)
     divisor = normalizer_tensor("mse_loss", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, divisor):
-            return bound.mse_loss(input, target, mask, number, weight, sample_weight, divisor)
-    return torch.ops.masked_loss.mse_loss(input, target, mask, number, weight, sample_weight, divisor)
+            return bound.mse_loss(input, target, mask, number, weight, sample_weight, divisor, dtype)
+    return torch.ops.masked_loss.mse_loss(input, target, mask, number, weight, sample_weight, divisor, dtype)
 
 
 @scriptable
@@ -99,6 +130,7 @@ def l1_loss(
     sample_weight: Optional[Tensor] = None,
     reduction: str = "mean",
     normalizer: Optional[Union[int, float, Tensor]] = None,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     r"""Absolute error over the elements that ``mask`` keeps.
 
@@ -112,7 +144,7 @@ def l1_loss(
 
     Args:
         input, target, weight: as in :func:`mse_loss`.
-        mask, sample_weight, reduction, normalizer: as in :func:`mse_loss`.
+        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
 
     Returns, raises:
         as :func:`mse_loss`.
@@ -121,11 +153,12 @@ def l1_loss(
     tensor(1.5000)
     """
     number = reduction_number("l1_loss", reduction)
+    _warn_of_sizes(input, target)
     divisor = normalizer_tensor("l1_loss", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, divisor):
-            return bound.l1_loss(input, target, mask, number, weight, sample_weight, divisor)
-    return torch.ops.masked_loss.l1_loss(input, target, mask, number, weight, sample_weight, divisor)
+            return bound.l1_loss(input, target, mask, number, weight, sample_weight, divisor, dtype)
+    return torch.ops.masked_loss.l1_loss(input, target, mask, number, weight, sample_weight, divisor, dtype)
 
 
 @scriptable
@@ -138,6 +171,7 @@ def smooth_l1_loss(
     sample_weight: Optional[Tensor] = None,
     reduction: str = "mean",
     normalizer: Optional[Union[int, float, Tensor]] = None,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     r"""Squared error below ``beta`` and absolute error above, over the elements that ``mask`` keeps.
 
@@ -152,7 +186,7 @@ def smooth_l1_loss(
     Args:
         input, target: as in :func:`mse_loss`.
         beta: where the two meet, at least 0; at 0 this is :func:`l1_loss`.
-        mask, sample_weight, reduction, normalizer: as in :func:`mse_loss`.
+        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
 
     Returns, raises:
         as :func:`mse_loss`.
@@ -163,11 +197,12 @@ def smooth_l1_loss(
     tensor(1.5000)
     """
     number = reduction_number("smooth_l1_loss", reduction)
+    _warn_of_sizes(input, target)
     divisor = normalizer_tensor("smooth_l1_loss", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, sample_weight, divisor):
-            return bound.smooth_l1_loss(input, target, mask, number, beta, sample_weight, divisor)
-    return torch.ops.masked_loss.smooth_l1_loss(input, target, mask, number, beta, sample_weight, divisor)
+            return bound.smooth_l1_loss(input, target, mask, number, beta, sample_weight, divisor, dtype)
+    return torch.ops.masked_loss.smooth_l1_loss(input, target, mask, number, beta, sample_weight, divisor, dtype)
 
 
 @scriptable
@@ -181,6 +216,7 @@ def huber_loss(
     sample_weight: Optional[Tensor] = None,
     reduction: str = "mean",
     normalizer: Optional[Union[int, float, Tensor]] = None,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     r"""Squared error below ``delta`` and absolute error above, over the elements that ``mask`` keeps.
 
@@ -196,7 +232,7 @@ def huber_loss(
         input, target: as in :func:`mse_loss`.
         delta: where the two meet, above 0.
         weight: as in :func:`mse_loss`, but ``'mean'`` does not divide by it, as the namesake's does not.
-        mask, sample_weight, reduction, normalizer: as in :func:`mse_loss`.
+        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
 
     Returns, raises:
         as :func:`mse_loss`.
@@ -207,11 +243,12 @@ def huber_loss(
     tensor(1.5000)
     """
     number = reduction_number("huber_loss", reduction)
+    _warn_of_sizes(input, target)
     divisor = normalizer_tensor("huber_loss", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, divisor):
-            return bound.huber_loss(input, target, mask, number, delta, weight, sample_weight, divisor)
-    return torch.ops.masked_loss.huber_loss(input, target, mask, number, delta, weight, sample_weight, divisor)
+            return bound.huber_loss(input, target, mask, number, delta, weight, sample_weight, divisor, dtype)
+    return torch.ops.masked_loss.huber_loss(input, target, mask, number, delta, weight, sample_weight, divisor, dtype)
 
 
 @scriptable
@@ -225,6 +262,7 @@ def binary_cross_entropy_with_logits(
     sample_weight: Optional[Tensor] = None,
     reduction: str = "mean",
     normalizer: Optional[Union[int, float, Tensor]] = None,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     r"""Binary cross entropy of logits over the elements that ``mask`` keeps.
 
@@ -240,9 +278,10 @@ def binary_cross_entropy_with_logits(
     Args:
         input: logits, any shape; float32, float64, bfloat16 or float16.
         target: probabilities, ``input``'s shape; differentiable.
-        weight: as in :func:`mse_loss`, but ``'mean'`` does not divide by it, as the namesake's does not.
+        weight: weights of the elements, such as ``(C,)``; broadcasts to ``target``; differentiable. ``'mean'`` does not
+            divide by it, as the namesake's does not.
         pos_weight: weights of positive targets, such as ``(C,)``; broadcasts to ``target``.
-        mask, sample_weight, reduction, normalizer: as in :func:`mse_loss`.
+        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
 
     Returns, raises:
         as :func:`mse_loss`.
@@ -256,10 +295,10 @@ def binary_cross_entropy_with_logits(
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, pos_weight, sample_weight, divisor):
             return bound.binary_cross_entropy_with_logits(
-                input, target, mask, number, weight, pos_weight, sample_weight, divisor
+                input, target, mask, number, weight, pos_weight, sample_weight, divisor, dtype
             )
     return torch.ops.masked_loss.binary_cross_entropy_with_logits(
-        input, target, mask, number, weight, pos_weight, sample_weight, divisor
+        input, target, mask, number, weight, pos_weight, sample_weight, divisor, dtype
     )
 
 
@@ -273,6 +312,7 @@ def binary_cross_entropy(
     sample_weight: Optional[Tensor] = None,
     reduction: str = "mean",
     normalizer: Optional[Union[int, float, Tensor]] = None,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     r"""Binary cross entropy of probabilities over the elements that ``mask`` keeps.
 
@@ -287,15 +327,17 @@ def binary_cross_entropy(
     Args:
         input: probabilities, any shape; float32, float64, bfloat16 or float16.
         target: probabilities, ``input``'s shape; differentiable.
-        weight: as in :func:`mse_loss`, but ``'mean'`` does not divide by it, as the namesake's does not.
-        mask, sample_weight, reduction, normalizer: as in :func:`mse_loss`.
+        weight: weights of the elements, such as ``(C,)``; broadcasts to ``target``; differentiable. ``'mean'`` does not
+            divide by it, as the namesake's does not.
+        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
 
     Returns:
         as :func:`mse_loss`.
 
     Raises:
-        ValueError: a kept ``input`` outside [0, 1]; the message names its position. On a GPU its loss is NaN instead,
-            unless ``MASKED_LOSS_CHECK=1`` is in the environment.
+        ValueError: a kept ``input`` or ``target`` outside [0, 1]; the message names its position. Where values cannot
+            be read its loss is NaN instead: under ``torch.vmap``, and on a GPU without ``MASKED_LOSS_CHECK=1`` in the
+            environment.
         TypeError, ValueError, RuntimeError: as :func:`mse_loss`.
 
     >>> binary_cross_entropy(torch.tensor([0.5, 7.0]), torch.tensor([1.0, 1.0]), torch.tensor([True, False]))
@@ -305,8 +347,10 @@ def binary_cross_entropy(
     divisor = normalizer_tensor("binary_cross_entropy", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, weight, sample_weight, divisor):
-            return bound.binary_cross_entropy(input, target, mask, number, weight, sample_weight, divisor)
-    return torch.ops.masked_loss.binary_cross_entropy(input, target, mask, number, weight, sample_weight, divisor)
+            return bound.binary_cross_entropy(input, target, mask, number, weight, sample_weight, divisor, dtype)
+    return torch.ops.masked_loss.binary_cross_entropy(
+        input, target, mask, number, weight, sample_weight, divisor, dtype
+    )
 
 
 @scriptable
@@ -319,6 +363,7 @@ def kl_div(
     sample_weight: Optional[Tensor] = None,
     reduction: str = "mean",
     normalizer: Optional[Union[int, float, Tensor]] = None,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     r"""Kullback-Leibler divergence of log-probabilities from targets, over the elements that ``mask`` keeps.
 
@@ -336,7 +381,7 @@ def kl_div(
         mask, sample_weight: as in :func:`mse_loss`.
         reduction: as in :func:`mse_loss`, or ``'batchmean'``: the weighted sum, divided by the number of slices along
             dim 0 with something kept, which is the divergence itself where a slice is a distribution.
-        normalizer: as in :func:`mse_loss`; with ``'batchmean'``, instead of the number of slices.
+        normalizer, dtype: as in :func:`mse_loss`; with ``'batchmean'`` the normalizer stands for the number of slices.
 
     Returns, raises:
         as :func:`mse_loss`.
@@ -348,11 +393,13 @@ def kl_div(
     tensor(0.6931)
     """
     number = reduction_number("kl_div", reduction, batchmean=True)
+    if reduction == "mean" and normalizer is None:
+        _warn_of_mean()
     divisor = normalizer_tensor("kl_div", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, sample_weight, divisor):
-            return bound.kl_div(input, target, mask, number, log_target, sample_weight, divisor)
-    return torch.ops.masked_loss.kl_div(input, target, mask, number, log_target, sample_weight, divisor)
+            return bound.kl_div(input, target, mask, number, log_target, sample_weight, divisor, dtype)
+    return torch.ops.masked_loss.kl_div(input, target, mask, number, log_target, sample_weight, divisor, dtype)
 
 
 @scriptable
@@ -367,6 +414,7 @@ def poisson_nll_loss(
     sample_weight: Optional[Tensor] = None,
     reduction: str = "mean",
     normalizer: Optional[Union[int, float, Tensor]] = None,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     r"""Negative log-likelihood of counts from Poisson distributions, over the elements that ``mask`` keeps.
 
@@ -385,7 +433,7 @@ def poisson_nll_loss(
         log_input: whether ``input`` holds logarithms.
         full: whether to add Stirling's term, :math:`t \log t - t + \log(2 \pi t) / 2`.
         eps: added to a rate before its logarithm is taken.
-        mask, sample_weight, reduction, normalizer: as in :func:`mse_loss`.
+        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
 
     Returns, raises:
         as :func:`mse_loss`.
@@ -397,9 +445,11 @@ def poisson_nll_loss(
     divisor = normalizer_tensor("poisson_nll_loss", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, sample_weight, divisor):
-            return bound.poisson_nll_loss(input, target, mask, number, log_input, full, eps, sample_weight, divisor)
+            return bound.poisson_nll_loss(
+                input, target, mask, number, log_input, full, eps, sample_weight, divisor, dtype
+            )
     return torch.ops.masked_loss.poisson_nll_loss(
-        input, target, mask, number, log_input, full, eps, sample_weight, divisor
+        input, target, mask, number, log_input, full, eps, sample_weight, divisor, dtype
     )
 
 
@@ -415,6 +465,7 @@ def gaussian_nll_loss(
     sample_weight: Optional[Tensor] = None,
     reduction: str = "mean",
     normalizer: Optional[Union[int, float, Tensor]] = None,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     r"""Negative log-likelihood of normal distributions, over the elements that ``mask`` keeps.
 
@@ -433,14 +484,14 @@ def gaussian_nll_loss(
             shape without its last dimension; differentiable, as if ``eps`` were not.
         full: whether to add the constant.
         eps: the least variance, above 0.
-        mask, sample_weight, reduction, normalizer: as in :func:`mse_loss`.
+        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
 
     Returns:
         as :func:`mse_loss`.
 
     Raises:
-        ValueError: a kept variance below 0; the message names its position. On a GPU its loss is NaN instead, unless
-            ``MASKED_LOSS_CHECK=1`` is in the environment.
+        ValueError: a kept variance below 0; the message names its position. Where values cannot be read its loss is NaN
+            instead: under ``torch.vmap``, and on a GPU without ``MASKED_LOSS_CHECK=1`` in the environment.
         TypeError, ValueError, RuntimeError: as :func:`mse_loss`.
 
     Source: Nix and Weigend 1994.
@@ -454,9 +505,11 @@ def gaussian_nll_loss(
     variance = _variance(var, input, target)
     if not torch.jit.is_scripting():
         if use_bound(input, target, variance, mask, sample_weight, divisor):
-            return bound.gaussian_nll_loss(input, target, variance, mask, number, full, eps, sample_weight, divisor)
+            return bound.gaussian_nll_loss(
+                input, target, variance, mask, number, full, eps, sample_weight, divisor, dtype
+            )
     return torch.ops.masked_loss.gaussian_nll_loss(
-        input, target, variance, mask, number, full, eps, sample_weight, divisor
+        input, target, variance, mask, number, full, eps, sample_weight, divisor, dtype
     )
 
 
@@ -471,6 +524,7 @@ def sigmoid_focal_loss(
     sample_weight: Optional[Tensor] = None,
     reduction: str = "mean",
     normalizer: Optional[Union[int, float, Tensor]] = None,
+    dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
     r"""Binary cross entropy of logits that counts easy elements less, over the elements that ``mask`` keeps.
 
@@ -488,7 +542,7 @@ def sigmoid_focal_loss(
         target: probabilities, ``input``'s shape; differentiable.
         alpha: the weight of positive targets, in [0, 1]; below 0 there are no such weights.
         gamma: the power, at least 0; at 0 nothing counts less.
-        mask, sample_weight, reduction, normalizer: as in :func:`mse_loss`.
+        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
 
     Returns, raises:
         as :func:`mse_loss`.
@@ -502,5 +556,7 @@ def sigmoid_focal_loss(
     divisor = normalizer_tensor("sigmoid_focal_loss", normalizer, input)
     if not torch.jit.is_scripting():
         if use_bound(input, target, mask, sample_weight, divisor):
-            return bound.sigmoid_focal_loss(input, target, mask, number, alpha, gamma, sample_weight, divisor)
-    return torch.ops.masked_loss.sigmoid_focal_loss(input, target, mask, number, alpha, gamma, sample_weight, divisor)
+            return bound.sigmoid_focal_loss(input, target, mask, number, alpha, gamma, sample_weight, divisor, dtype)
+    return torch.ops.masked_loss.sigmoid_focal_loss(
+        input, target, mask, number, alpha, gamma, sample_weight, divisor, dtype
+    )

@@ -88,17 +88,19 @@ void masked_fill_(Tensor input, const Tensor& mask, const Value& value) {
 template <class... Argument, class Options>
 auto pointwise(Tensor (*loss)(const Tensor&, const Tensor&, const OptionalTensor&, const Options&)) {
   return [loss](const Tensor& input, const Tensor& target, const OptionalTensor& mask, std::int64_t reduction,
-                Argument... argument, const OptionalTensor& sample_weight, const OptionalTensor& normalizer) {
+                Argument... argument, const OptionalTensor& sample_weight, const OptionalTensor& normalizer,
+                std::optional<at::ScalarType> dtype) {
     return loss(input, target, mask,
-                Options{static_cast<masked_loss::Reduction>(reduction), argument..., sample_weight, normalizer});
+                Options{static_cast<masked_loss::Reduction>(reduction), argument..., sample_weight, normalizer, dtype});
   };
 }
 
 Tensor gaussian_nll_loss(const Tensor& input, const Tensor& target, const Tensor& var, const OptionalTensor& mask,
                          std::int64_t reduction, bool full, double eps, const OptionalTensor& sample_weight,
-                         const OptionalTensor& normalizer) {
+                         const OptionalTensor& normalizer, std::optional<at::ScalarType> dtype) {
   return masked_loss::gaussian_nll_loss(
-      input, target, var, mask, {static_cast<masked_loss::Reduction>(reduction), full, eps, sample_weight, normalizer});
+      input, target, var, mask,
+      {static_cast<masked_loss::Reduction>(reduction), full, eps, sample_weight, normalizer, dtype});
 }
 
 using Softmax = Tensor (*)(const Tensor&, const OptionalTensor&, const masked_loss::SoftmaxOptions&);
@@ -265,7 +267,7 @@ PYBIND11_MODULE(_C, m) {
       "dim");
   def("check_targets", check_targets, "target", "num_classes", "mask", "ignore_index");
   const auto def_loss = [&def](const char* name, auto loss, auto... arguments) {
-    def(name, loss, "input", "target", "mask", "reduction", arguments..., "sample_weight", "normalizer");
+    def(name, loss, "input", "target", "mask", "reduction", arguments..., "sample_weight", "normalizer", "dtype");
   };
   namespace ml = masked_loss;
   using Weight = const OptionalTensor&;
@@ -280,7 +282,7 @@ PYBIND11_MODULE(_C, m) {
   def_loss("poisson_nll_loss", pointwise<bool, bool, double>(ml::poisson_nll_loss), "log_input", "full", "eps");
   def_loss("sigmoid_focal_loss", pointwise<double, double>(ml::sigmoid_focal_loss), "alpha", "gamma");
   def("gaussian_nll_loss", gaussian_nll_loss, "input", "target", "var", "mask", "reduction", "full", "eps",
-      "sample_weight", "normalizer");
+      "sample_weight", "normalizer", "dtype");
   def("softmax", softmax(ml::softmax), "input", "mask", "dim", "causal", "dtype");
   def("log_softmax", softmax(ml::log_softmax), "input", "mask", "dim", "causal", "dtype");
   def("logsumexp", logsumexp, "input", "mask", "dim", "keepdim", "causal", "dtype");

@@ -71,7 +71,7 @@ TEST(PointwiseFormula, SlopesAreTheDerivatives) {
       expect_slopes<formula::PoissonNllOfLogInput>(x, 4 * t, 1, {1});
       expect_slopes<formula::GaussianNll>(x, t, 0.8, {1, 1e-6});
       for (const double alpha : {-1.0, 0.25}) {
-        for (const double gamma : {0.0, 1.5, 2.0}) expect_slopes<formula::SigmoidFocal>(x, t, 1, {alpha, gamma});
+        for (const double gamma : {0.0, 0.5, 1.5, 2.0}) expect_slopes<formula::SigmoidFocal>(x, t, 1, {alpha, gamma});
       }
     }
   }
@@ -85,11 +85,30 @@ TEST(PointwiseFormula, LargeLogitsAndEdges) {
   EXPECT_EQ(terms<Bce>(0, 0.5).input, 0);
   EXPECT_EQ(terms<formula::BinaryCrossEntropy>(0, 1).value, 100);  // a logarithm is at least -100
   EXPECT_EQ(terms<formula::L1>(2, 2).input, 0);
-  EXPECT_TRUE(std::isnan(terms<formula::L1>(kNaN, 0).input));
+  EXPECT_EQ(terms<formula::L1>(kNaN, 0).input, 0);  // as torch's
+  EXPECT_EQ(terms<formula::SmoothL1>(kNaN, 0, 1, {0}).input, 0);
+  EXPECT_TRUE(std::isnan(terms<formula::SmoothL1>(kNaN, 0, 1, {1}).input));
+  EXPECT_TRUE(std::isnan(terms<formula::Huber>(kNaN, 0, 1, {1}).input));
+}
+
+TEST(PointwiseFormula, FocalSlopesAreFiniteWhereLogitsAreSaturated) {
+  for (const double gamma : {0.0, 0.5, 1.0, 1.5, 2.0, 3.0}) {
+    for (const double x : {-1e308, -800.0, -40.0, 40.0, 800.0, 1e308}) {
+      for (const double t : {0.0, 0.25, 1.0}) {
+        const auto focal = terms<formula::SigmoidFocal>(x, t, 1, {0.25, gamma});
+        EXPECT_TRUE(std::isfinite(focal.value) && std::isfinite(focal.input)) << gamma << " " << x << " " << t;
+      }
+    }
+  }
 }
 
 TEST(PointwiseFormula, WhatDoesNotFitIsNaN) {
-  for (const double x : {-0.1, 1.1}) EXPECT_TRUE(std::isnan(terms<formula::BinaryCrossEntropy>(x, 0).value));
+  for (const double x : {-0.1, -1e-300, 1 + 1e-15, 1.1, 1.0 / 0, -1.0 / 0}) {
+    EXPECT_TRUE(std::isnan(terms<formula::BinaryCrossEntropy>(x, 0).value));
+    EXPECT_TRUE(std::isnan(terms<formula::BinaryCrossEntropy>(x, 0).input));
+    EXPECT_TRUE(std::isnan(terms<formula::BinaryCrossEntropy>(0.5, x).value));
+    EXPECT_TRUE(std::isnan(terms<formula::BinaryCrossEntropy>(0.5, x).input));
+  }
   EXPECT_TRUE(std::isnan(terms<formula::GaussianNll>(0, 0, -1, {0, 1e-6}).value));
 }
 
@@ -142,6 +161,9 @@ TEST_F(Pointwise, Options) {
                scalar(0.5 * (std::log(0.5) - 2)));
   expect_bitwise(masked_loss::mse_loss(x, t, mask, {.reduction = Reduction::None}),
                  at::tensor({0.25, 1.0, 0.0, 2.25}, at::kDouble).view({2, 2}));
+  const auto half = x.to(at::kBFloat16);
+  EXPECT_EQ(masked_loss::mse_loss(half, t.to(at::kBFloat16), mask, {.dtype = at::kFloat}).scalar_type(), at::kFloat);
+  EXPECT_EQ(masked_loss::gaussian_nll_loss(x, t, weight.square(), mask, {.dtype = at::kHalf}).scalar_type(), at::kHalf);
 }
 
 TEST_F(Pointwise, GradientsAndNothingKept) {

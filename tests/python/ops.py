@@ -187,6 +187,7 @@ def pointwise_samples(name: str, *variants: Arguments) -> dict[str, Callable[[in
         "sequence_mean count": lambda size: dict(
             batch(size, options[3]), mask=keep(size, T), reduction="sequence_mean", normalizer=torch.tensor(3.0)
         ),
+        "mean dtype": lambda size: dict(batch(size, options[0]), mask=keep(size, T), dtype=torch.float64),
     }
     if name == "kl_div":
         samples["batchmean"] = lambda size: dict(batch(size, {}), mask=keep(size, T), reduction="batchmean")
@@ -208,6 +209,10 @@ def pointwise_grid_of(name: str) -> Iterator[Arguments]:
         yield pointwise_grid.build(case, seed).arguments
 
 
+def in_dtype(loss: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return loss if dtype is None else loss.to(dtype)
+
+
 def pointwise_op(
     name: str,
     module: type[nn.Module],
@@ -226,7 +231,7 @@ def pointwise_op(
         functools.partial(reference.pointwise, name),
         pointwise_samples(name, *variants),
         refuses_grad=("pos_weight", "normalizer"),
-        namesake=lambda input, target, **_: namesake(input, target),
+        namesake=lambda input, target, dtype=None, **_: in_dtype(namesake(input, target), dtype),
         module=module,
         composed=("target", "weight", "sample_weight"),
         trained=trained,

@@ -237,6 +237,7 @@ def pointwise(
     sample_weight=None,
     reduction="mean",
     normalizer=None,
+    dtype=None,  # of ours; this one is in float64
     **options,
 ):
     """A loss of elements in float64: torch's of `input[mask]`, `target[mask]`, then reduced."""

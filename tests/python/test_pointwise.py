@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -108,6 +109,21 @@ class TestNoMaskNoDifference:
         loss, gradients = loss_and_gradients(functools.partial(ours(name), reduction=reduction), arguments)
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(gradients["input"], wanted["input"])
+
+    @pytest.mark.parametrize("name", ["binary_cross_entropy", "binary_cross_entropy_with_logits"])
+    @every_reduction
+    @pytest.mark.parametrize("sizes", [(), (6,), (1,), (4, 1), (1, 6)], ids=str)
+    def test_weights_broadcast_as_torchs(self, name, reduction, sizes):
+        arguments = sample(name) | {"weight": torch.rand(sizes) + 0.1}
+        expected, wanted = loss_and_gradients(functools.partial(theirs(name), reduction=reduction), arguments)
+        loss, gradients = loss_and_gradients(functools.partial(ours(name), reduction=reduction), arguments)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradients, wanted)
+        arguments["weight"].requires_grad_()  # the composite's, whose gradient has the weight's shape
+        loss, gradients = loss_and_gradients(functools.partial(ours(name), reduction=reduction), arguments)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradients["input"], wanted["input"])
+        assert gradients["weight"].shape == sizes
 
     @pytest.mark.parametrize("log_target", [False, True])
     def test_batchmean(self, log_target):
@@ -394,12 +410,10 @@ class TestKeptGarbagePropagates:
                 assert not loss[position].isfinite()
                 continue
             torch.testing.assert_close(loss, expected, equal_nan=True)
-            # torch's slope of |NaN| is 0.
-            exact = name not in ("l1_loss", "sigmoid_focal_loss") and options.get("beta") != 0
-            at = torch.arange(37) != position
-            each = [g["input"] if exact else g["input"][at] for g in (gradients, wanted)]
-            torch.testing.assert_close(*each, equal_nan=True)
-            if value != value and name != "kl_div":  # which is linear in its input
+            at = torch.arange(37) != position if name == "sigmoid_focal_loss" else slice(None)
+            torch.testing.assert_close(gradients["input"][at], wanted["input"][at], equal_nan=True)
+            # kl_div is linear in its input, and torch's slope of |NaN| is 0.
+            if value != value and name not in ("kl_div", "l1_loss") and options.get("beta") != 0:
                 assert gradients["input"][position].isnan()
             reduced, of_mean = loss_and_gradients(functools.partial(ours(name), mask=torch.ones(37) > 0), changed)
             torch.testing.assert_close(reduced, loss.mean(), equal_nan=True)
@@ -419,6 +433,17 @@ class TestKeptGarbagePropagates:
         assert masked_loss.gaussian_nll_loss(**arguments).isnan()
 
 
+MODES = {
+    "kernel": lambda function, x, **others: function(x, **others),
+    "composite": lambda function, x, **others: function(
+        x, **others, sample_weight=torch.ones_like(x, requires_grad=True)
+    ),
+    "grad": lambda function, x, **others: torch.func.grad(lambda x: function(x, **others).sum())(x),
+    "jvp": lambda function, x, **others: torch.func.jvp(lambda x: function(x, **others), (x,), (torch.ones_like(x),)),
+}
+every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+
+
 class TestUnfitValues:
     @pytest.mark.parametrize("value", [-0.5, 1.5, -1e-6, math.inf, -math.inf])
     @every_reduction
@@ -430,6 +455,52 @@ class TestUnfitValues:
             with pytest.raises(ValueError, match=message):
                 masked_loss.binary_cross_entropy(x.clone().requires_grad_(requires_grad), target, reduction=reduction)
         masked_loss.binary_cross_entropy(x, target, x == 0.5, reduction=reduction)
+        message = message.replace("input", "target")
+        for requires_grad in (False, True):
+            with pytest.raises(ValueError, match=message):
+                masked_loss.binary_cross_entropy(target.clone().requires_grad_(requires_grad), x, reduction=reduction)
+        masked_loss.binary_cross_entropy(target, x, x == 0.5, reduction=reduction)
+
+    @every_mode
+    @every_reduction
+    def test_every_mode_refuses_them(self, mode, reduction):
+        x = torch.full((2, 3), 0.5)
+        bad = x.clone()
+        bad[1, 0] = -2.0
+        cross_entropy = functools.partial(masked_loss.binary_cross_entropy, reduction=reduction)
+        where = r", got -2 at position \[1, 0\]"
+        with pytest.raises(ValueError, match=r"^binary_cross_entropy: expected kept input in \[0, 1\]" + where):
+            mode(cross_entropy, bad, target=x)
+        with pytest.raises(ValueError, match=r"^binary_cross_entropy: expected kept target in \[0, 1\]" + where):
+            mode(cross_entropy, x, target=bad)
+        mode(cross_entropy, bad, target=bad, mask=bad > 0)
+        gaussian = functools.partial(masked_loss.gaussian_nll_loss, target=x, reduction=reduction)
+        with pytest.raises(ValueError, match="^gaussian_nll_loss: expected kept var of at least 0" + where):
+            mode(gaussian, x, var=bad)
+        mode(gaussian, x, var=bad, mask=bad > 0)
+
+    def test_nan_where_they_cannot_be_read(self):
+        bad, x = torch.tensor([0.5, -2.0, math.nan]), torch.full((3,), 0.5)
+        for arguments in ((bad, x), (x, bad)):
+            losses = torch.vmap(masked_loss.binary_cross_entropy)(*arguments)
+            gradients = torch.vmap(torch.func.grad(masked_loss.binary_cross_entropy))(*arguments)
+            for result in (losses, gradients):
+                assert result.isnan().tolist() == [False, True, True]
+        for argnums in (0, 2):
+            gradients = torch.vmap(torch.func.grad(masked_loss.gaussian_nll_loss, argnums))(x, x + 1, bad)
+            assert gradients.isnan().tolist() == [False, True, True]
+        assert torch.vmap(masked_loss.gaussian_nll_loss)(x, x, bad).isnan().tolist() == [False, True, True]
+        divisors = torch.tensor([2.0, -2.0, math.nan])
+        each = torch.vmap(lambda x, n: masked_loss.mse_loss(x, torch.zeros(()), normalizer=n))(x, divisors)
+        assert each.isnan().tolist() == [False, True, True]
+
+    @every_mode
+    def test_every_mode_refuses_a_negative_normalizer(self, mode):
+        for normalizer in (-2.5, torch.tensor(-2.5)):
+            with pytest.raises(ValueError, match=r"^mse_loss: expected normalizer of at least 0, got -2\.5"):
+                mode(
+                    functools.partial(masked_loss.mse_loss, normalizer=normalizer), torch.ones(3), target=torch.ones(3)
+                )
 
     @every_reduction
     def test_variances(self, reduction):
@@ -619,3 +690,120 @@ class TestReductions:
             (loss, gradients), (other, other_gradients) = results
             assert_same_bits(loss, other)
             assert_same_bits(gradients["input"], other_gradients["input"])
+
+
+class TestWarnings:
+    """torch's own, in its words."""
+
+    SIZES = (((3, 1), (3,)), ((3,), (3, 1)), ((2, 3), (3,)), ((), (1,)))
+
+    @staticmethod
+    def heard(function, *arguments, **options):
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            function(*arguments, **options)
+        return [(warning.category, str(warning.message), warning.filename) for warning in heard]
+
+    @pytest.mark.parametrize("name", [name for name in BROADCASTING if name != "gaussian_nll_loss"])
+    @pytest.mark.parametrize("sizes", (*SIZES, ((2, 3), (2, 3)), ((0,), (0,))), ids=str)
+    def test_of_sizes_that_differ(self, name, sizes):
+        arguments = [torch.ones(shape) for shape in sizes]
+        options = {"reduction": "sum"} if name == "kl_div" else {}
+        expected = self.heard(theirs(name), *arguments, **options)
+        assert len(expected) == (
+            sizes[0] != sizes[1] and name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+        )
+        assert self.heard(ours(name), *arguments, **options) == expected
+        assert [w[2] for w in expected] == [__file__] * len(expected)
+
+    def test_of_a_mean_of_a_divergence(self):
+        x = torch.zeros(2, 3)
+        for reduction in ("mean", "sum", "none", "batchmean"):
+            expected = self.heard(F.kl_div, x, x, reduction=reduction)
+            assert len(expected) == (reduction == "mean")
+            assert self.heard(masked_loss.kl_div, x, x, reduction=reduction) == expected
+        assert self.heard(masked_loss.kl_div, x, x, normalizer=2.0) == []
+
+    @pytest.mark.parametrize("name", ["MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "KLDivLoss"])
+    def test_of_modules(self, name):
+        x, target = torch.ones(3, 1), torch.ones(3)
+        expected = [w[:2] for w in self.heard(getattr(torch.nn, name)(), x, target)]
+        assert [w[:2] for w in self.heard(getattr(masked_loss, name)(), x, target)] == expected
+        assert len(expected) == 1
+
+    def test_of_a_scripted_loss(self):
+        x, target = torch.ones(3, 1), torch.ones(3)
+        theirs, ours = torch.jit.script(F.mse_loss), torch.jit.script(masked_loss.mse_loss)
+        assert [w[:2] for w in self.heard(ours, x, target)] == [w[:2] for w in self.heard(theirs, x, target)]
+        assert self.heard(ours, x, x) == []
+
+    def test_of_a_compiled_loss(self, fresh_compiler):
+        """None, which would break the graph."""
+        x, target = torch.ones(3, 1), torch.ones(3)
+        for function in (masked_loss.mse_loss, masked_loss.kl_div):
+            compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+            assert self.heard(compiled, x, target) == []
+
+
+class TestDtype:
+    @every_variant_and_reduction
+    def test_float32_of_bfloat16(self, name, options, reduction):
+        """What float32 copies of the same numbers give, of which gradients are rounded once."""
+        arguments = sample(name, dtype=torch.bfloat16, leaves=differentiable(name), **options)
+        wide = {
+            n: t.detach().float().requires_grad_() if isinstance(t, torch.Tensor) else t for n, t in arguments.items()
+        }
+        mask = torch.rand(4, 6) < 0.6
+        expected, wanted = loss_and_gradients(functools.partial(ours(name), mask=mask, reduction=reduction), wide)
+        function = functools.partial(ours(name), mask=mask, reduction=reduction, dtype=torch.float32)
+        for leaves in (differentiable(name), ["input"]):
+            given = {
+                n: t.detach().requires_grad_(n in leaves) if isinstance(t, torch.Tensor) else t
+                for n, t in arguments.items()
+            }
+            loss, gradients = loss_and_gradients(function, given)
+            assert loss.dtype == torch.float32
+            torch.testing.assert_close(loss, expected)
+            for argument, gradient in gradients.items():
+                assert gradient.dtype == torch.bfloat16
+                torch.testing.assert_close(gradient, wanted[argument].bfloat16(), rtol=2**-7, atol=1e-6, equal_nan=True)
+
+    @every_loss
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, None], ids=str)
+    @pytest.mark.parametrize("autocast", [False, True])
+    def test_wins(self, name, dtype, autocast):
+        """Over what the operands promote to and over autocast, on every path."""
+        arguments = sample(name, dtype=torch.bfloat16)
+        default = torch.float32 if autocast else torch.bfloat16
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            function = functools.partial(ours(name), dtype=dtype)
+            learned = arguments | {"sample_weight": torch.ones(4, 6, requires_grad=True)}
+            constant = {n: t.detach() for n, t in arguments.items()}
+            results = [function(**arguments), function(**learned), function(**constant)]
+            names = list(constant)
+            each = torch.vmap(lambda *values: function(**dict(zip(names, values, strict=True))))
+            results.append(each(*constant.values()))
+            results.append(by_torch_ops(name, **constant, dtype=dtype))
+        if dtype is not None:
+            results.append(function(**{n: t.to("meta") for n, t in constant.items()}))
+        assert {result.dtype for result in results} == {dtype or default}
+
+    def test_float64_is_what_the_loss_is_computed_in(self):
+        x = torch.tensor([1e-30, 3.0], requires_grad=True)
+        loss = masked_loss.mse_loss(x, torch.zeros(2), reduction="none", dtype=torch.float64)
+        torch.testing.assert_close(loss, x.double() ** 2, rtol=1e-15, atol=0)
+        (gradient,) = torch.autograd.grad(loss.sum(), x)
+        torch.testing.assert_close(gradient, 2 * x)
+
+    @pytest.mark.parametrize("reduction", ["mean", "none"])
+    def test_of_half_types_makes_no_copy_of_them(self, reduction):
+        x = torch.rand(64, 1000).bfloat16().requires_grad_()
+        function = functools.partial(masked_loss.mse_loss, reduction=reduction, dtype=torch.float32)
+        with torch.no_grad():
+            assert allocations_of(lambda: function(x, x), x.nbytes) == (reduction == "none")
+        assert allocations_of(lambda: function(x, x.detach()).sum().backward(), x.nbytes) == 1 + (reduction == "none")
+
+    def test_module(self):
+        x = torch.zeros(3, dtype=torch.bfloat16)
+        assert masked_loss.MSELoss(dtype=torch.float32)(x, x).dtype == torch.float32
+        assert "dtype=torch.float32" in repr(masked_loss.HuberLoss(dtype=torch.float32))

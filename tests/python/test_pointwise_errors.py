@@ -1,12 +1,13 @@
 """Every bad argument of the losses of elements, in test_errors.py's format."""
 
+import math
 import re
 
 import pytest
 import torch
 
 import masked_loss
-from pointwise_grid import LOSSES, WEIGHTED, operands
+from pointwise_grid import BROADCASTING, LOSSES, WEIGHTED, operands
 
 HERE = torch.get_default_device().type
 B, T = 3, 3  # B == T: a [B] mask would broadcast along T without a word
@@ -44,14 +45,26 @@ def rows_of(name):
         (dict(normalizer=2.0, reduction="none"), ValueError, "normalizer", ("none",)),
         (dict(normalizer=ones(1)), RuntimeError, "normalizer", (r"\[1\]",)),
         (dict(normalizer=ones(requires_grad=True)), RuntimeError, "normalizer", ("grad",)),
+        (dict(dtype=torch.int64), TypeError, "dtype", (LONG, "float32")),
+        (dict(dtype=torch.complex64), TypeError, "dtype", (COMPLEX,)),
+        (dict(dtype=torch.float8_e5m2), TypeError, "dtype", ("Float8",)),
     ]
+    if name in BROADCASTING:
+        rows.append((dict(target=ones(2, T), mask=None), RuntimeError, "target", (r"\[3, 3\]", r"\[2, 3\]")))
     if name != "kl_div":
         rows.append((dict(reduction="batchmean"), ValueError, "reduction", ("'batchmean'",)))
     if name in WEIGHTED:
         rows += [
-            (dict(weight=ones(T)), RuntimeError, "weight", (r"\[3\]",)),
+            (dict(weight=ones(2, T)), RuntimeError, "weight", (r"\[2, 3\]", r"\[3, 3\]")),
             (dict(weight=ones(B, T).long()), TypeError, "weight", (LONG,)),
         ]
+    if name.startswith("binary"):
+        rows += [
+            (dict(weight=ones(T + 1)), RuntimeError, "weight", (r"\[4\]", r"\[3, 3\]")),
+            (dict(weight=ones(1, B, T)), RuntimeError, "weight", (r"\[1, 3, 3\]", r"\[3, 3\]")),
+        ]
+    elif name in WEIGHTED:
+        rows.append((dict(weight=ones(T)), RuntimeError, "weight", (r"\[3\]",)))
     return rows
 
 
@@ -60,6 +73,8 @@ OTHERS = [
     ("huber_loss", dict(delta=0.0), ValueError, "delta", ("got 0",)),
     ("huber_loss", dict(delta=-1.0), ValueError, "delta", ("-1",)),
     ("sigmoid_focal_loss", dict(gamma=-2.0), ValueError, "gamma", ("-2",)),
+    ("sigmoid_focal_loss", dict(alpha=2.0), ValueError, "alpha", (r"\[0, 1\]", "got 2")),
+    ("sigmoid_focal_loss", dict(alpha=math.nan), ValueError, "alpha", (r"\[0, 1\]", "nan")),
     ("gaussian_nll_loss", dict(eps=0.0), ValueError, "eps", ("got 0",)),
     ("gaussian_nll_loss", dict(var=ones(2, T)), RuntimeError, "var", (r"\[2, 3\]",)),
     ("gaussian_nll_loss", dict(var=ones(B, T).long()), TypeError, "var", (LONG,)),

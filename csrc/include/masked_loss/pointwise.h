@@ -7,7 +7,7 @@
 #include <optional>
 
 // Losses of an element, over the elements that `mask` keeps (true = keep); 0 when it keeps none. input and target
-// broadcast as in torch; mask, sample_weight and weight have the rank of the unreduced loss, each size equal or 1.
+// broadcast as in torch; mask and sample_weight have the rank of the unreduced loss, each size equal or 1.
 namespace masked_loss {
 
 struct MseLossOptions {
@@ -15,6 +15,7 @@ struct MseLossOptions {
   std::optional<at::Tensor> weight = {};         // of elements: Mean divides by its sum
   std::optional<at::Tensor> sample_weight = {};  // of elements: Mean divides by its sum
   std::optional<at::Tensor> normalizer = {};  // 0-d: what Mean divides by; SequenceMean, BatchMean: how many there are
+  std::optional<at::ScalarType> dtype = {};   // of the result, by default what input and target promote to
 };
 using L1LossOptions = MseLossOptions;
 
@@ -23,6 +24,7 @@ struct SmoothL1LossOptions {
   double beta = 1;
   std::optional<at::Tensor> sample_weight = {};
   std::optional<at::Tensor> normalizer = {};
+  std::optional<at::ScalarType> dtype = {};
 };
 
 struct HuberLossOptions {
@@ -31,6 +33,7 @@ struct HuberLossOptions {
   std::optional<at::Tensor> weight = {};  // multiplies the loss; Mean does not divide by it
   std::optional<at::Tensor> sample_weight = {};
   std::optional<at::Tensor> normalizer = {};
+  std::optional<at::ScalarType> dtype = {};
 };
 
 struct BinaryCrossEntropyOptions {
@@ -38,6 +41,7 @@ struct BinaryCrossEntropyOptions {
   std::optional<at::Tensor> weight = {};  // multiplies the loss; Mean does not divide by it
   std::optional<at::Tensor> sample_weight = {};
   std::optional<at::Tensor> normalizer = {};
+  std::optional<at::ScalarType> dtype = {};
 };
 
 struct BinaryCrossEntropyWithLogitsOptions {
@@ -46,6 +50,7 @@ struct BinaryCrossEntropyWithLogitsOptions {
   std::optional<at::Tensor> pos_weight = {};  // of positive targets; broadcasts to them
   std::optional<at::Tensor> sample_weight = {};
   std::optional<at::Tensor> normalizer = {};
+  std::optional<at::ScalarType> dtype = {};
 };
 
 struct KlDivOptions {
@@ -53,6 +58,7 @@ struct KlDivOptions {
   bool log_target = false;
   std::optional<at::Tensor> sample_weight = {};
   std::optional<at::Tensor> normalizer = {};
+  std::optional<at::ScalarType> dtype = {};
 };
 
 struct PoissonNllLossOptions {
@@ -62,6 +68,7 @@ struct PoissonNllLossOptions {
   double eps = 1e-8;
   std::optional<at::Tensor> sample_weight = {};
   std::optional<at::Tensor> normalizer = {};
+  std::optional<at::ScalarType> dtype = {};
 };
 
 struct GaussianNllLossOptions {
@@ -70,6 +77,7 @@ struct GaussianNllLossOptions {
   double eps = 1e-6;
   std::optional<at::Tensor> sample_weight = {};
   std::optional<at::Tensor> normalizer = {};
+  std::optional<at::ScalarType> dtype = {};
 };
 
 struct SigmoidFocalLossOptions {
@@ -78,6 +86,7 @@ struct SigmoidFocalLossOptions {
   double gamma = 2;
   std::optional<at::Tensor> sample_weight = {};
   std::optional<at::Tensor> normalizer = {};
+  std::optional<at::ScalarType> dtype = {};
 };
 
 // (input - target)^2
