@@ -46,11 +46,7 @@ MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> so
   if (!target_allowed) return row.coefficient * std::numeric_limits<A>::infinity();
   const A lse = softmax.max + log_sum;
   A loss = (1 - row.label_smoothing) * cost;
-  if (row.label_smoothing != 0) {
-    const A smoothing = A(double(row.share()) * weighted_cost(row.smoothing, softmax, log_sum));
-    // A class of probability 0 and logit -inf costs NaN by itself.
-    loss = smoothing == std::numeric_limits<A>::infinity() ? smoothing : loss + smoothing;
-  }
+  if (row.label_smoothing != 0) loss += A(double(row.share()) * weighted_cost(row.smoothing, softmax, log_sum));
   if (row.z_loss != 0) loss += row.z_loss * row.target_weight * lse * lse;
   return row.coefficient * loss;
 }
@@ -67,7 +63,11 @@ MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> so
 template <class A>
 MASKED_LOSS_HD A cross_entropy_loss(const CrossEntropyRow<A>& row, Softmax<A> softmax, A log_sum,
                                     const ClassSums& target) {
-  return cross_entropy_loss(row, softmax, log_sum, target.classes == 0, A(weighted_cost(target, softmax, log_sum)));
+  A cost = A(weighted_cost(target, softmax, log_sum));
+  // 0 times inf is NaN, but smoothing gives that class a probability, and the row a loss of inf.
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  if (row.label_smoothing != 0 && weighted_cost(row.smoothing, softmax, log_sum) == infinity) cost = 0;
+  return cross_entropy_loss(row, softmax, log_sum, target.classes == 0, cost);
 }
 
 // The gradient of a class is probability * p_c - smoothing * w_c, less target where it is the target, or less
