@@ -332,7 +332,7 @@ def reduction_samples(**options: Any) -> dict[str, Callable[[int], Arguments]]:
         "all": lambda size: sample(size, keep(size, T, C)),
         "rows": lambda size: sample(size, keep(1, T, C).long(), dim=-1, **options),
         "several": lambda size: sample(size, keep(size, 1, C), dim=[0, 1]),
-        "dtype": lambda size: sample(size, keep(size, T, C), dim=1, dtype=torch.float64),
+        "dtype": lambda size: sample(size, keep(size, T, C), dim=-1, dtype=torch.float64),
     }
 
 
