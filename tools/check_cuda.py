@@ -154,6 +154,7 @@ PYTHON_TESTS = (
     "test_cuda_rules.py",
     "test_errors.py",
     "test_loss_normalizer.py",
+    "test_mask_arguments.py",
     "test_masked_fill.py",
     "test_masks.py",
     "test_opinfo.py",

@@ -71,6 +71,7 @@ Tensor masked_fill(const Tensor& input, const Tensor& mask, const V& value) {
   constexpr auto op = "masked_fill";
   check_masked_fill(input, mask, tensor_or_null(value));
   const OnDevice on(input);
+  check_mask_values(op, "mask", mask);
   const Value bits(op, input, value);
   const auto from = broadcast_to_mask(input, mask), bytes = byte_mask(mask);
   const auto out = at::empty_like(from, at::MemoryFormat::Contiguous);
@@ -87,6 +88,7 @@ void masked_fill_(Tensor& input, const Tensor& mask, const V& value) {
   check_masked_fill_(input, mask, tensor_or_null(value));
   check_memory_overlap(input, mask);
   const OnDevice on(input);
+  check_mask_values(op, "mask", mask);
   const Value bits(op, input, value);
   // A mask in the input's own memory would change while it is read.
   const auto bytes = mask.is_alias_of(input) ? mask.ne(0) : byte_mask(mask);
