@@ -55,7 +55,7 @@ def causal_mask(query_len: int, key_len: Optional[int] = None, *, device: Option
         query_len: number of queries T.
         key_len: number of keys S; by default T. The two are aligned at the top left, as ``is_causal`` of
             :func:`torch.nn.functional.scaled_dot_product_attention`.
-        device: where the mask is made; by default torch's default device.
+        device: where the mask is made; by default torch's default device, and in TorchScript, which has none, the CPU.
 
     Returns:
         bool, ``(T, S)``.
@@ -68,11 +68,13 @@ def causal_mask(query_len: int, key_len: Optional[int] = None, *, device: Option
             [ True,  True, False]])
     """
     if not torch.jit.is_scripting():
-        if torch.jit.is_tracing():  # a trace has lengths that are tensors, and takes no device
-            mask = torch.ops.masked_loss.causal_mask(query_len, key_len, None)
-            return mask if device is None else mask.to(device)
+        if torch.jit.is_tracing():  # takes no device, and sizes as numbers that no longer follow the input's
+            keys = query_len if key_len is None else key_len
+            return torch.ones(query_len, keys, dtype=torch.bool, device=device).tril()
+        if device is None:  # by a tensor, which a compiler follows too
+            device = torch.empty(0).device if torch.compiler.is_compiling() else torch.get_default_device()
         if use_bound():
-            return bound.causal_mask(query_len, key_len, torch.get_default_device() if device is None else device)
+            return bound.causal_mask(query_len, key_len, device)
     return torch.ops.masked_loss.causal_mask(query_len, key_len, device)
 
 

@@ -30,6 +30,9 @@ def __dir__() -> List[str]:
 def _variance(var: Union[int, float, Tensor], input: Tensor, target: Tensor) -> Tensor:
     if isinstance(var, Tensor):
         return var
+    if not torch.jit.is_scripting():
+        if not (isinstance(input, Tensor) and isinstance(target, Tensor) and hasattr(var, "__float__")):
+            return var  # an error that is told where they are looked at
     # One number for all elements, of the rank that a variance has.
     sizes: List[int] = [1] * max(input.dim(), target.dim())
     dtype = input.dtype if input.is_floating_point() else target.dtype
@@ -41,6 +44,8 @@ def _warn_of_sizes(input: Tensor, target: Tensor) -> None:
     if not torch.jit.is_scripting():
         if torch.compiler.is_compiling():
             return  # Dynamo cannot trace a warning
+        if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+            return  # an error that is told where they are looked at
     if target.size() != input.size():
         warnings.warn(
             f"Using a target size ({target.size()}) that is different to the input size ({input.size()}). "

@@ -78,6 +78,22 @@ def test_causal_mask_is_is_causal_of_attention(queries, keys):
     torch.testing.assert_close(given, attention(q, k, v, is_causal=True))
 
 
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python")
+def test_causal_mask_of_a_traced_size():
+    traced = torch.jit.trace(lambda s: causal_mask(s.shape[0], s.shape[1]), torch.zeros(3, 4))
+    for shape in ((3, 4), (5, 2), (1, 6)):
+        assert traced(torch.zeros(shape)).equal(causal_mask(*shape))
+    on_meta = torch.jit.trace(lambda s: causal_mask(s.shape[0], device=torch.device("meta")), torch.zeros(3))
+    assert on_meta(torch.zeros(5)).shape == (5, 5) and on_meta(torch.zeros(5)).is_meta
+
+
+@pytest.mark.parametrize("backend", ["aot_eager"])
+def test_causal_mask_follows_the_default_device(backend, fresh_compiler):
+    compiled = torch.compile(lambda x: causal_mask(x.shape[0]), fullgraph=True, backend=backend)
+    with torch.device("meta"):
+        assert causal_mask(3).is_meta and compiled(torch.zeros(3)).is_meta
+
+
 def test_causal_mask_is_made_on_the_device_asked_for():
     assert causal_mask(2, device=torch.device("meta")).device.type == "meta"
     assert causal_mask(2).device.type == torch.get_default_device().type
