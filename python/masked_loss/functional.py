@@ -1,7 +1,8 @@
 """``torch.nn.functional``'s losses, and ``masked_fill``, with a mask.
 
-Everywhere but in ``masked_fill`` a mask says what to *keep*: True (or any nonzero integer) counts; False is left out
-of the loss, of its mean and of the gradient, whatever lies there.
+Everywhere but in ``masked_fill`` a mask says what to *keep*: True (or the integer 1) counts; False is left out of the
+loss, of its mean and of the gradient, whatever lies there. Integers other than 0 and 1 are an error where values are
+read: on the CPU, and with ``MASKED_LOSS_CHECK=1`` in the environment on other devices, where nonzero keeps otherwise.
 """
 
 from typing import List, Optional, Union
@@ -96,7 +97,7 @@ def cross_entropy(
         input: logits ``(N, C, d1, ...)``, or ``(C,)``; float32, float64, bfloat16 or float16.
         target: class indices, ``input``'s shape without ``dim``; int64, int32 or uint8. Or class probabilities,
             ``input``'s shape, of a floating dtype; differentiable.
-        mask: True (nonzero) = keep. bool or an integer dtype, the rank of ``input`` without ``dim``, each size equal
+        mask: True (1) = keep. bool, or an integer dtype that holds 0 and 1, the rank of ``input`` without ``dim``, each size equal
             or 1. What lies at a masked position (NaN, an index out of range, ...) changes nothing, and its gradient is
             exactly 0.
         weight: weights of the classes ``(C,)``; differentiable with class probabilities.
@@ -167,7 +168,7 @@ def loss_normalizer(
 
     Args:
         target: class indices, any shape; int64, int32 or uint8.
-        mask: True (nonzero) = keep; ``target``'s rank, each size equal or 1.
+        mask: True (1) = keep; ``target``'s rank, each size equal or 1.
         weight, sample_weight, class_mask, ignore_index, dim: as in :func:`cross_entropy`.
 
     Returns:
@@ -200,7 +201,7 @@ def check_targets(
     Args:
         target: class indices, any shape; int64, int32 or uint8.
         num_classes: the number of classes.
-        mask: True (nonzero) = keep; ``target``'s rank, each size equal or 1.
+        mask: True (1) = keep; ``target``'s rank, each size equal or 1.
         ignore_index: one index, or several, that are not checked.
 
     Returns:
@@ -224,7 +225,7 @@ def masked_fill(input: Tensor, mask: Tensor, value: Union[int, float, Tensor]) -
 
     Args:
         input: any shape and dtype; broadcasts with ``mask``.
-        mask: True (nonzero) = fill; bool or an integer dtype. It is read by its strides, never expanded.
+        mask: True (1) = fill; bool, or an integer dtype that holds 0 and 1. It is read by its strides, never expanded.
         value: a number or a 0-d tensor; differentiable as a tensor.
 
     Returns:
@@ -251,7 +252,7 @@ def masked_fill_(input: Tensor, mask: Tensor, value: Union[int, float, Tensor]) 
 
     Args:
         input: any shape and dtype; no two of its elements may share memory.
-        mask: True (nonzero) = fill; broadcasts to ``input``, which never grows. bool or an integer dtype.
+        mask: True (1) = fill; broadcasts to ``input``, which never grows. bool, or integers 0 and 1.
         value: a number or a 0-d tensor; differentiable as a tensor.
 
     Returns:
