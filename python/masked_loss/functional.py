@@ -97,9 +97,9 @@ def cross_entropy(
         input: logits ``(N, C, d1, ...)``, or ``(C,)``; float32, float64, bfloat16 or float16.
         target: class indices, ``input``'s shape without ``dim``; int64, int32 or uint8. Or class probabilities,
             ``input``'s shape, of a floating dtype; differentiable.
-        mask: True (1) = keep. bool, or an integer dtype that holds 0 and 1, the rank of ``input`` without ``dim``, each size equal
-            or 1. What lies at a masked position (NaN, an index out of range, ...) changes nothing, and its gradient is
-            exactly 0.
+        mask: True (1) = keep. bool, or an integer dtype that holds 0 and 1; the rank of ``input`` without ``dim``, each
+            size equal or 1. What lies at a masked position (NaN, an index out of range, ...) changes nothing, and its
+            gradient is exactly 0.
         weight: weights of the classes ``(C,)``; differentiable with class probabilities.
         sample_weight: weights of the positions, as ``mask`` in rank and sizes; differentiable. 0 masks, unless it
             requires grad.

@@ -93,8 +93,8 @@ def mse_loss(
     Args:
         input: any shape; float32, float64, bfloat16 or float16.
         target: broadcasts with ``input``; differentiable. As in torch, sizes that differ give a warning.
-        mask: True (1) = keep. bool, or an integer dtype that holds 0 and 1, the rank of the unreduced loss, each size equal or 1.
-            What lies at a masked position (NaN, inf, ...) changes nothing, and its gradient is exactly 0.
+        mask: True (1) = keep. bool, or an integer dtype that holds 0 and 1; the rank of the unreduced loss, each size
+            equal or 1. What lies at a masked position (NaN, inf, ...) changes nothing, and its gradient is exactly 0.
         weight: weights of the elements, as the namesake's; the rank of the unreduced loss, each size equal or 1;
             differentiable.
         sample_weight: weights of the elements, of the same sizes; differentiable. 0 masks, unless it requires grad.
