@@ -166,8 +166,10 @@ def test_variance_is_stable():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("shape", "dim"), [((3, 5), 1), ((3, 500), 1), ((500, 90), 0), ((40, 3, 20), 1)], ids=str)
-def test_variances_of_the_largest_numbers(shape, dim, dtype):
+def test_variances_of_the_largest_numbers(shape, dim, dtype, kernels):
     """As torch's: infinite, and never NaN, with the gradient of deviations that are finite."""
+    if kernels != "cpu":
+        pytest.skip("of double precision, which a GPU does not merge parts in")
     x = torch.randn(shape, dtype=dtype)
     x.select(dim, 1).fill_(torch.finfo(dtype).max)
     expected, wanted = value_and_gradient(torch.var, x, torch.ones(x.select(dim, 0).shape), dim)
