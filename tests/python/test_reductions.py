@@ -89,11 +89,11 @@ PROBLEMS = [
     ((3000, 4), 1),
     ((700, 1), 1),
     ((130, 17), 1),
-    ((70, 64), 1),
-    ((70, 65), 1),
+    ((70, 32), 1),
+    ((70, 33), 1),
     # And of elements elsewhere: with results beside one another or not, in short runs and in long ones.
     ((90, 4, 3), 1),
-    ((30, 33, 20), 1),
+    ((30, 64, 20), 1),
     ((4, 3000), 0),
     ((7, 6, 5, 4), (0, 2)),
     ((300, 5, 100), 1),  # runs of lanes that share a task
