@@ -34,8 +34,8 @@ def masked_sum(
 
     Args:
         input: any shape; float32, float64, bfloat16, float16, or integers, which are added as int64.
-        mask: True (1) = keep. bool, or an integer dtype that holds 0 and 1; ``input``'s rank, each size equal or 1; read
-            by its strides. For ``[B, T, D]`` a mask ``[B, T]`` of positions is ``mask[..., None]``. What lies at a
+        mask: True (1) = keep. bool, or an integer dtype that holds 0 and 1; ``input``'s rank, each size equal or 1;
+            read by its strides. For ``[B, T, D]`` a mask ``[B, T]`` of positions is ``mask[..., None]``. What lies at a
             masked element (NaN, inf) changes nothing, and its gradient is exactly 0.
         dim: one dimension, or several; by default all of them.
         keepdim: whether what is reduced stays as a dimension of size 1.

@@ -32,8 +32,8 @@ def softmax(
     Args:
         input: any shape; float32, float64, bfloat16 or float16.
         mask: True (1) = keep. bool, or an integer dtype that holds 0 and 1; its shape broadcasts to ``input``'s from
-            the last dimension on, as ``(B, 1, 1, T)`` for padding or ``(T, T)`` do. It is read by its strides, never expanded.
-            What lies at a masked element (NaN, inf) changes nothing, and its gradient is exactly 0.
+            the last dimension on, as ``(B, 1, 1, T)`` for padding or ``(T, T)`` do. It is read by its strides, never
+            expanded. What lies at a masked element (NaN, inf) changes nothing, and its gradient is exactly 0.
         dim: the dimension that sums to 1.
         causal: keep of row q of the last two dimensions ``(T, S)`` the first q + 1 elements, without a mask that says
             so; with ``mask``, what both keep. Only for the last ``dim``; aligned at the top left, as ``is_causal`` of
