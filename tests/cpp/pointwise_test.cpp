@@ -14,7 +14,7 @@ namespace {
 
 using Math = ScalarMath<double>;
 
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN(), kInfinity = std::numeric_limits<double>::infinity();
 
 template <class Formula>
 PointwiseTerms<double> terms(double x, double t, double other = 1, std::array<double, 2> numbers = {}) {
@@ -103,7 +103,7 @@ TEST(PointwiseFormula, FocalSlopesAreFiniteWhereLogitsAreSaturated) {
 }
 
 TEST(PointwiseFormula, WhatDoesNotFitIsNaN) {
-  for (const double x : {-0.1, -1e-300, 1 + 1e-15, 1.1, 1.0 / 0, -1.0 / 0}) {
+  for (const double x : {-0.1, -1e-300, 1 + 1e-15, 1.1, kInfinity, -kInfinity}) {
     EXPECT_TRUE(std::isnan(terms<formula::BinaryCrossEntropy>(x, 0).value));
     EXPECT_TRUE(std::isnan(terms<formula::BinaryCrossEntropy>(x, 0).input));
     EXPECT_TRUE(std::isnan(terms<formula::BinaryCrossEntropy>(0.5, x).value));

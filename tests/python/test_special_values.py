@@ -81,9 +81,12 @@ def saturated(arguments: Tensors) -> Tensor:
 
 
 def focal(input: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none") -> Tensor:
-    """torchvision's formula, but for 1 - p, of which nothing is left where p is next to 1."""
+    """torchvision's formula, but for what cancels in it: 1 - p where p is next to 1, and small losses."""
+    losses = F.binary_cross_entropy_with_logits(input, target, reduction=reduction)
+    exact = target * F.softplus(-input, 1, 40) + (1 - target) * F.softplus(input, 1, 40)
+    losses = torch.where(input.isfinite(), exact, losses)
     wrong = target * torch.sigmoid(-input) + (1 - target) * torch.sigmoid(input)
-    losses = F.binary_cross_entropy_with_logits(input, target, reduction=reduction) * wrong**gamma
+    losses = losses * wrong**gamma
     return losses * (alpha * target + (1 - alpha) * (1 - target)) if alpha >= 0 else losses
 
 
