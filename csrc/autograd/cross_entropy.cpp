@@ -128,12 +128,12 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
                      const CrossEntropyOptions& options) {
   static const auto forward = CrossEntropyForward::find(CrossEntropyForward::name);
   check_cross_entropy(input, target, mask, options);
-  const auto type = result_type(input, cross_entropy_type(input, target), options.dtype);
+  const auto type = result_type(input, cross_entropy_type(input, target, options.dtype), options.dtype);
   if (functorch_active() || has_tangent(input) || has_tangent(options.sample_weight) || is_differentiated(target) ||
       is_differentiated(options.weight) || !has_kernel(forward, input)) {
     return composite_cross_entropy(input, target, mask, options).to(type);
   }
-  const auto [logits, targets] = in_one_dtype(input, target);
+  const auto [logits, targets] = in_one_dtype(input, target, options.dtype);
   if (is_differentiated(options.sample_weight)) {
     return differentiable_weights(logits, targets, mask, options).to(type);
   }

@@ -59,7 +59,7 @@ void check_floating(const char* op, const char* name, const Tensor& tensor) {
 void check_dtype(const char* op, std::optional<at::ScalarType> dtype) {
   const auto type = dtype.value_or(at::kFloat);
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
-                   ": expected a floating dtype, got ", type);
+                   ": expected dtype to be float32, float64, bfloat16 or float16, got ", type);
 }
 
 void check_normalizer(const char* op, const OptionalTensor& normalizer, Reduction reduction, const Tensor& beside) {

@@ -129,9 +129,10 @@ at::ScalarType result_type(const Tensor& input, at::ScalarType type);  // of one
 at::ScalarType result_type(const Tensor& input, at::ScalarType computed, std::optional<at::ScalarType> dtype);
 
 // What cross_entropy is computed in: the input's dtype, or what it and class probabilities promote to.
-at::ScalarType cross_entropy_type(const Tensor& input, const Tensor& target);
+// A result in double is of sums in double; other dtypes are rounded from what the accumulation gives.
+at::ScalarType cross_entropy_type(const Tensor& input, const Tensor& target, std::optional<at::ScalarType> dtype);
 
 // Both in that dtype, or as they are where the target holds class indices.
-std::pair<Tensor, Tensor> in_one_dtype(const Tensor& input, const Tensor& target);
+std::pair<Tensor, Tensor> in_one_dtype(const Tensor& input, const Tensor& target, std::optional<at::ScalarType> dtype);
 
 }  // namespace masked_loss

@@ -220,15 +220,15 @@ at::ScalarType loss_normalizer_type(const LossNormalizerOptions& options) {
   return is_double(options.weight) || is_double(options.sample_weight) ? at::kDouble : at::kFloat;
 }
 
-at::ScalarType cross_entropy_type(const Tensor& input, const Tensor& target) {
+at::ScalarType cross_entropy_type(const Tensor& input, const Tensor& target, std::optional<at::ScalarType> dtype) {
+  if (dtype == at::kDouble) return at::kDouble;
   const auto type = input.scalar_type();
   return target.is_floating_point() ? at::promoteTypes(type, target.scalar_type()) : type;
 }
 
-std::pair<Tensor, Tensor> in_one_dtype(const Tensor& input, const Tensor& target) {
-  if (!target.is_floating_point()) return {input, target};
-  const auto type = cross_entropy_type(input, target);
-  return {input.to(type), target.to(type)};
+std::pair<Tensor, Tensor> in_one_dtype(const Tensor& input, const Tensor& target, std::optional<at::ScalarType> dtype) {
+  const auto type = cross_entropy_type(input, target, dtype);
+  return {input.to(type), target.is_floating_point() ? target.to(type) : target};
 }
 
 }  // namespace masked_loss

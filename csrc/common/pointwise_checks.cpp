@@ -75,11 +75,8 @@ PointwiseCall resolve_pointwise(PointwiseCall call) {
   }
   TORCH_CHECK_TYPE(at::isFloatingType(type), op, ": expected input or target of a floating dtype, got ",
                    input.scalar_type(), " and ", target.scalar_type());
-  if (dtype) {
-    const bool known = *dtype == at::kFloat || *dtype == at::kDouble || *dtype == at::kBFloat16 || *dtype == at::kHalf;
-    TORCH_CHECK_TYPE(known, op, ": expected dtype to be float32, float64, bfloat16 or float16, got ", *dtype);
-    if (*dtype == at::kDouble) type = at::kDouble;  // others are rounded from what the accumulation gives
-  }
+  check_dtype(op, dtype);
+  if (dtype == at::kDouble) type = at::kDouble;  // others are rounded from what the accumulation gives
   if (options.weight && traits.broadcasts_weight) {
     check_trailing(op, "weight", "target", shape, options.weight->sym_sizes());
     while (static_cast<std::size_t>(options.weight->dim()) < shape.size()) {

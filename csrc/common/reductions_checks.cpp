@@ -18,13 +18,6 @@ bool is_integral(at::ScalarType type) { return at::isIntegralType(type, /*includ
 
 bool is_wide(at::ScalarType type) { return accumulation_type(type) == at::kDouble; }
 
-// torch's sum alone is of integers too.
-void check_result_dtype(const char* op, at::ScalarType type, bool is_sum) {
-  const bool floating = type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
-  TORCH_CHECK_TYPE(floating || (is_sum && is_integral(type)), op, ": expected a ", is_sum ? "real" : "floating",
-                   " dtype, got ", type);
-}
-
 }  // namespace
 
 ResolvedReduction resolve_reduction(const char* op, const Tensor& input, const OptionalTensor& mask,
@@ -36,7 +29,7 @@ ResolvedReduction resolve_reduction(const char* op, const Tensor& input, const O
   TORCH_CHECK_TYPE(!input.is_complex(), op, ": expected real input, got ", given);
   const bool is_sum = std::string_view(op) == MaskedSum::op, is_mean = std::string_view(op) == MaskedMean::op;
   if (!is_integral(given) || !(is_sum || is_mean)) check_floating(op, "input", input);
-  if (dtype) check_result_dtype(op, *dtype, is_sum);
+  if (!is_sum || !dtype || !is_integral(*dtype)) check_dtype(op, dtype);  // torch's sum alone is of integers too
   // torch's sum alone takes integers, and alone is float32 under autocast, but on the CPU.
   const auto type = dtype                       ? *dtype
                     : is_integral(given)        ? (is_sum ? at::kLong : at::get_default_dtype_as_scalartype())

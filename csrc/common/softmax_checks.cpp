@@ -42,8 +42,7 @@ Tensor resolve_softmax(const char* op, const Tensor& input, const OptionalTensor
                        bool causal, std::optional<at::ScalarType> dtype) {
   check_layout(op, "input", input);
   TORCH_CHECK_TYPE(!input.is_complex(), op, ": expected real input, got ", input.scalar_type());
-  TORCH_CHECK_TYPE(!dtype || at::isFloatingType(*dtype), op, ": expected a floating dtype, got ",
-                   dtype.value_or(at::kFloat));
+  check_dtype(op, dtype);
   const auto type = softmax_type(op, input, dtype);
   const auto converted = type == input.scalar_type() ? input : input.to(type);
   check_softmax(op, converted, mask, dim, causal);

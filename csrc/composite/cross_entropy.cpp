@@ -91,7 +91,7 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
 Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                                const CrossEntropyOptions& options) {
   const auto rows = check_cross_entropy(input, target, mask, options);
-  const auto accumulation = accumulation_type(cross_entropy_type(input, target));
+  const auto accumulation = accumulation_type(cross_entropy_type(input, target, options.dtype));
   const auto plan = composite_plan(rows, options.reduction, options.normalizer, accumulation);
   const auto dim = rows.dim, rank = input.dim();
   const auto keep = plan.keep.unsqueeze(dim);
@@ -189,7 +189,7 @@ namespace {
 Tensor cross_entropy_batched(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                              const CrossEntropyOptions& options) {
   return composite_cross_entropy(input, target, mask, options)
-      .to(result_type(input, cross_entropy_type(input, target), options.dtype));
+      .to(result_type(input, cross_entropy_type(input, target, options.dtype), options.dtype));
 }
 
 // Below autograd: by the inner op where the device has its kernel.
@@ -198,7 +198,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
   static const auto forward = CrossEntropyForward::find(CrossEntropyForward::name);
   if (!has_kernel(forward, input)) return cross_entropy_batched(input, target, mask, options);
   check_cross_entropy(input, target, mask, options);
-  const auto [logits, probabilities] = in_one_dtype(input, target);
+  const auto [logits, probabilities] = in_one_dtype(input, target, options.dtype);
   const auto loss = std::get<0>(CrossEntropyForward::call(forward, logits, probabilities, mask, options));
   return loss.to(result_type(input, logits.scalar_type(), options.dtype));
 }

@@ -16,7 +16,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
                      const CrossEntropyOptions& options) {
   const auto rows = check_cross_entropy(input, target, mask, options);
   return empty_loss(input, rows, options.reduction,
-                    result_type(input, cross_entropy_type(input, target), options.dtype));
+                    result_type(input, cross_entropy_type(input, target, options.dtype), options.dtype));
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,

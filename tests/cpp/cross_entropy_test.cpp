@@ -230,7 +230,7 @@ TEST_F(CrossEntropyTest, Errors) {
   expect_error<c10::Error>([&] { cross_entropy(input, target, mask, {.z_loss = -1}); },
                            "cross_entropy: expected z_loss of at least 0, got -1");
   expect_error<c10::Error>([&] { cross_entropy(input, target, mask, {.dtype = at::kLong}); },
-                           "cross_entropy: expected a floating dtype, got Long");
+                           "cross_entropy: expected dtype to be float32, float64, bfloat16 or float16, got Long");
   expect_error<c10::Error>([&] { cross_entropy(input, target, mask, {.dim = 3}); },
                            "cross_entropy: expected dim in [-3, 2], got 3");
   expect_error<c10::Error>([&] { cross_entropy(input, target, mask, {.reduction = Reduction::BatchMean}); },
