@@ -148,7 +148,7 @@ TEST(RowPlan, ResolvesOneRow) {
   const std::int32_t targets[] = {1, 9, 4, -1};
   const bool mask[] = {true, false};
   const float weights[] = {2.0f, 0.0f}, class_weights[] = {1.0f, 0.5f, 1.0f, 1.0f};
-  const bool none_allowed[] = {false, false, false, false};
+  const std::uint8_t none_allowed[] = {0, 0, 0, 0};
   RowArgumentsView<float> view{.target = targets,
                                .target_bytes = 4,
                                .mask = mask,
