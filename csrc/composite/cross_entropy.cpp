@@ -43,6 +43,16 @@ Tensor gather_weight(const Tensor& weight, const Tensor& index) {
   return weight.gather(0, index.reshape({-1})).view_as(index);
 }
 
+// By the op of that name, whose error is told in the name of the loss.
+void check_in_range(const RowArguments& rows, const c10::SymInt& classes, const Tensor& keep) {
+  try {
+    call_check_targets(rows.target, classes, keep, {});
+  } catch (const c10::IndexError& error) {
+    const std::string message = error.what_without_backtrace();
+    TORCH_CHECK_INDEX(false, rows.op, message.substr(std::min(message.find(':'), message.size())));
+  }
+}
+
 }  // namespace
 
 CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, const OptionalTensor& normalizer,
@@ -70,7 +80,7 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
     const auto classes = rows.classes.value_or(std::numeric_limits<std::int64_t>::max());
     // Where values are read, by an op, as functorch unwraps the tensors of a call. A compiler, which reads none, drops
     // it.
-    if (rows.target.is_cpu() || checks_values()) call_check_targets(rows.target, classes, keep, {});
+    if (rows.target.is_cpu() || checks_values()) check_in_range(rows, classes, keep);
     // As in the kernels: a gather there would end the process's use of the device.
     const auto target = rows.target.to(at::kLong);
     outside = keep.logical_and(target.lt(0).logical_or(target.ge(classes)));
