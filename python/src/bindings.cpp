@@ -201,7 +201,8 @@ std::string tensor_hint(const std::string& name, const Names& names, py::handle 
   const auto has = [&](const char* other) { return std::find(names.begin(), names.end(), other) != names.end(); };
   const auto type = type_name(value), text = short_repr(value);
   if (value.is_none()) return "";
-  if (type == "str") return has("reduction") ? "; a reduction is passed by name, reduction=" + text : "";
+  if (type == "str")
+    return name == "mask" && has("reduction") ? "; a reduction is passed by name, reduction=" + text : "";
   if (type == "int" && name == "mask" && has("dim")) return "; a dimension is passed by name, dim=" + text;
   if (!text.empty()) return "; use torch.tensor(" + text + ")";
   if (type == "PackedSequence") return "; use torch.nn.utils.rnn.pad_packed_sequence";
