@@ -103,7 +103,7 @@ class CrossEntropyLoss(nn.Module):
 
 
 class _PointwiseLoss(nn.Module):
-    """What the losses of elements share: their arguments by name, tensors among them as buffers.
+    """What the elementwise losses share: their arguments by name, tensors among them as buffers.
 
     Each one's ``forward`` takes what changes from batch to batch.
     """

@@ -1,4 +1,4 @@
-"""Losses of elements with a mask: regression, binary and count targets, divergences."""
+"""Elementwise losses with a mask: regression, binary and count targets, divergences."""
 
 import warnings
 from typing import List, Optional, Union
