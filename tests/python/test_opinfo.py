@@ -344,6 +344,8 @@ def test_reductions(name, dtype):
     function = getattr(masked_loss, f"masked_{name}")
     for masked, input, theirs in reduction_samples(name, dtype):
         ours = {n: list(v) if isinstance(v, tuple) else v for n, v in theirs.items()}
+        if ours.get("mask") is not None:  # torch's broadcasts from the last dimension on, ours has the input's rank
+            ours["mask"] = ours["mask"][(None,) * (input.dim() - ours["mask"].dim())]
         if "unbiased" in ours:
             ours["correction"] = int(ours.pop("unbiased"))
         elif ours.get("correction", 0) is None:
