@@ -83,7 +83,7 @@ Tensor compose(formula::BinaryCrossEntropy, const Tensor& x, const Tensor& t, co
   // torch's refuses what is not in [0, 1], NaN too; the loss and its slope are NaN there.
   const auto fits = x.ge(0).logical_and(x.le(1)).logical_and(t.ge(0)).logical_and(t.le(1));
   const auto half = at::full_like(x, 0.5).detach(), nan = at::full_like(x, std::nan("")).detach();
-  const auto unfit = at::where(fits, half, x) * nan;
+  const auto unfit = x * at::where(fits, at::zeros_like(x), nan).detach();
   return at::where(fits, at::binary_cross_entropy(at::where(fits, x, half), at::where(fits, t, half), {}, none), unfit);
 }
 

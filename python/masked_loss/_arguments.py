@@ -60,7 +60,7 @@ def normalizer_tensor(op: str, normalizer: Optional[Union[int, float, Tensor]], 
     if isinstance(normalizer, Tensor):
         return normalizer
     if not torch.jit.is_scripting():
-        if not _is_number(op, normalizer, input):
+        if not torch.compiler.is_compiling() and not _is_number(op, normalizer, input):
             return None  # what is wrong with the input is said where it is looked at
     # A fill on the device, where torch.tensor would be a copy from the host.
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32

@@ -74,7 +74,7 @@ def causal_mask(query_len: int, key_len: Optional[int] = None, *, device: Option
         if device is None:  # by a tensor, which a compiler follows too
             device = torch.empty(0).device if torch.compiler.is_compiling() else torch.get_default_device()
         if use_bound():
-            return bound.causal_mask(query_len, key_len, device)
+            return bound.causal_mask(query_len, key_len, torch.device(device))  # torch takes names of devices too
     return torch.ops.masked_loss.causal_mask(query_len, key_len, device)
 
 

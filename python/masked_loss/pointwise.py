@@ -42,8 +42,8 @@ def _variance(var: Union[int, float, Tensor], input: Tensor, target: Tensor) -> 
 def _warn_of_sizes(input: Tensor, target: Tensor) -> None:
     """torch's warning of a target that broadcasts, in its words, at the call of the loss."""
     if not torch.jit.is_scripting():
-        if torch.compiler.is_compiling():
-            return  # Dynamo cannot trace a warning
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return  # Dynamo cannot trace a warning, and a trace warns of the comparison
         if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
             return  # an error that is told where they are looked at
     if target.size() != input.size():
