@@ -88,7 +88,7 @@ def test_a_mask_that_keeps_everything_changes_no_bit(reduction):
     plain = loss_and_gradient(cross_entropy, x, target, upstream=upstream, reduction=reduction)
     everything = (
         dict(mask=torch.ones(6, 40, dtype=torch.bool)),
-        dict(mask=torch.full((1, 40), 3)),
+        dict(mask=torch.ones(1, 40, dtype=torch.long)),
         dict(class_mask=torch.ones(5, dtype=torch.bool)),
         dict(ignore_index=[]),
     )
