@@ -37,11 +37,13 @@ def expected_of(function, x, keep, dim, keepdim=False, **options):
     count = math.prod(x.shape[d] for d in dims)
     sizes = [x.shape[d] for d in others]
     lines, kept = (t.permute([*others, *dims]).reshape(math.prod(sizes), count) for t in (x.double(), keep))
-    each = [
-        THEIRS[function](line[chosen], 0, **options) if chosen.any() else line.sum() * 0
-        for line, chosen in zip(lines, kept, strict=True)
-    ]
-    result = torch.stack(each) if each else lines.sum(-1)
+    counts, order, results = kept.sum(1), [], []
+    for number in counts.unique().tolist():  # slices that keep as many are reduced together
+        rows = (counts == number).nonzero().squeeze(1)
+        chosen = lines[rows][kept[rows]].view(len(rows), number)
+        order.append(rows)
+        results.append(THEIRS[function](chosen, 1, **options) if number else chosen.sum(1))
+    result = torch.cat(results)[torch.cat(order).argsort()] if results else lines.sum(-1)
     return result.view([1 if d in dims else n for d, n in enumerate(x.shape)] if keepdim else sizes)
 
 
