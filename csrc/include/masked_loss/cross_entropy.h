@@ -20,8 +20,7 @@ struct CrossEntropyOptions {
   double label_smoothing = 0;
   double z_loss = 0;
   std::int64_t dim = 1;
-  std::optional<at::ScalarType> dtype =
-      {};  // of the result; none: the input's, and float for half types under autocast
+  std::optional<at::ScalarType> dtype = {};  // of the result, by default what the logits and probabilities promote to
 };
 
 // Cross entropy over the positions that `mask` keeps; 0 when it keeps none. input [N, C, ...] of logits; target [N,
