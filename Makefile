@@ -63,12 +63,13 @@ cpp-tests: build
 	@cmake -S . -B $(BUILD) -DMASKED_LOSS_TESTS=ON > build/configure.log 2>&1 || { cat build/configure.log; exit 1; }
 	@cmake --build $(BUILD) --target masked_loss_tests
 
-# Both runners run, whatever the first one says; the last lines are their summaries.
+# All runners run, whatever the first one says; the last lines are their summaries. pytest takes a file of tests on each
+# core: more threads would only wait for one another on tensors as small as theirs.
 test: cpp-tests
 	@set -o pipefail; status=0; \
 	echo '== GoogleTest'; \
 	$(BUILD)/tests/cpp/masked_loss_tests --gtest_brief=1 | tee build/googletest.log || status=1; \
-	echo '== pytest'; OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS) || status=1; \
+	echo '== pytest'; OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(PYTEST_ARGS) || status=1; \
 	$(PY) tools/check_cuda.py || status=1; \
 	echo '== GoogleTest'; grep -E '^\[(=+|  (PASSED|FAILED)  )\]|FAILED TEST' build/googletest.log || status=1; \
 	exit $$status
