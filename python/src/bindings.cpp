@@ -228,16 +228,19 @@ void explain(const std::string& op, const Names& names, const py::args& argument
   (check.template operator()<std::decay_t<T>>(), ...);
 }
 
-// A DTensor has no rules of ours for its placements yet; torch's own error for that does not say what to do.
+const Tensor* tensor_in(const Tensor& argument) { return &argument; }
+const Tensor* tensor_in(const OptionalTensor& argument) { return argument ? &*argument : nullptr; }
 template <class T>
-void refuse_dtensor(const std::string& op, const std::string& name, const T& argument) {
-  if constexpr (kIsTensor<T>) {
-    const OptionalTensor tensor(argument);
-    if (!tensor || !tensor->unsafeGetTensorImpl()->is_python_dispatch()) return;
-    if (type_name(py::cast(*tensor)) != "DTensor") return;
-    throw py::type_error(op + ": expected " + name + " to be a plain Tensor, got DTensor; pass " + name +
-                         ".full_tensor(), or to_local() where each rank has rows of its own");
-  }
+const Tensor* tensor_in(const T&) {
+  return nullptr;
+}
+
+// A DTensor has no rules of ours for its placements yet; torch's own error for that does not say what to do.
+void refuse_dtensor(const char* op, const std::string& name, const Tensor* tensor) {
+  if (tensor == nullptr || !tensor->unsafeGetTensorImpl()->is_python_dispatch()) return;
+  if (type_name(py::cast(*tensor)) != "DTensor") return;
+  throw py::type_error(std::string(op) + ": expected " + name + " to be a plain Tensor, got DTensor; pass " + name +
+                       ".full_tensor(), or to_local() where each rank has rows of its own");
 }
 
 // Adds a function, with a second overload that tells what is wrong with arguments that the first does not take. torch's
@@ -246,7 +249,7 @@ template <class Function, class Result, class... T>
 void add(py::module_& m, const char* op, Function function, const Names& names, Result (*)(T...)) {
   m.def(op, [op, names, wrapped = torch::wrap_pybind_function_no_gil(function)](T... arguments) -> Result {
     std::size_t i = 0;
-    (refuse_dtensor(op, names[i++], arguments), ...);
+    (refuse_dtensor(op, names[i++], tensor_in(arguments)), ...);
     return wrapped(arguments...);
   });
   m.def(op, [op, names](const py::args& arguments) {
