@@ -119,7 +119,7 @@ def compile_all(architectures):
         folders = [ROOT / "csrc", ROOT / "csrc" / "include", *extension.include_paths(), toolkit(compiler)]
         # The wheels without CUDA lack one generated header.
         return [*CCACHE, os.environ.get("CXX", "g++"), "-std=c++20", "-Wall", "-DAT_PER_OPERATOR_HEADERS",
-                "-DMASKED_LOSS_BUILDING", "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", "-fPIC",
+                "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", "-fPIC",
                 *(word for folder in folders for word in ("-isystem", folder)),
                 "-c", source, "-o", BUILD / f"{source.stem}.o"]  # fmt: skip
 

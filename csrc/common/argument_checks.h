@@ -23,8 +23,6 @@ void check_floating(const char* op, const char* name, const Tensor& tensor);
 void check_dtype(const char* op, std::optional<at::ScalarType> dtype);
 void check_normalizer(const char* op, const OptionalTensor& normalizer, Reduction reduction, const Tensor& beside);
 
-// Of a tensor that is reduced, and its mask.
-void check_kept(const char* op, const Tensor& input, const OptionalTensor& mask);
 // Dimensions as numbers that are not negative; none: all. A 0-d tensor has one, as in torch.
 at::DimVector wrapped_dims(const char* op, at::IntArrayRef dim, std::int64_t rank);
 

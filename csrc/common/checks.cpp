@@ -87,14 +87,6 @@ at::DimVector wrapped_dims(const char* op, at::IntArrayRef dim, std::int64_t ran
   return dim.empty() ? every_dim(dims) : result;
 }
 
-void check_kept(const char* op, const Tensor& input, const OptionalTensor& mask) {
-  check_layout(op, "input", input);
-  if (!mask) return;
-  check_beside(op, "mask", *mask, "input", input);
-  check_mask_dtype(op, "mask", *mask, "; what is added to the logits is no mask");
-  check_trailing(op, "mask", "input", input.sym_sizes(), mask->sym_sizes());
-}
-
 at::DimVector position_of(std::int64_t element, at::IntArrayRef shape) {
   at::DimVector position(shape.size());
   for (auto d = static_cast<std::int64_t>(shape.size()) - 1; d >= 0; --d) {

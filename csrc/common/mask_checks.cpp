@@ -11,7 +11,7 @@
 namespace masked_loss {
 namespace {
 
-// The last value that is neither 0 nor 1 turns these bits on.
+// A value other than 0 and 1 has a bit besides the lowest one.
 template <class T>
 bool holds_others(const T* data, std::int64_t n, std::int64_t stride) {
   T bits = 0;
@@ -141,6 +141,12 @@ std::string rank_hint(const char* name, const Tensor& tensor, c10::SymIntArrayRe
   return hint.str();
 }
 
+void call_check_mask(const Tensor& mask, std::string_view op, std::string_view name) {
+  static const auto check =
+      find_op<void(const Tensor&, std::string_view, std::string_view)>("masked_loss::_check_mask");
+  check.call(mask, op, name);
+}
+
 }  // namespace
 
 bool is_readable(const Tensor& tensor) {
@@ -169,9 +175,7 @@ void check_broadcast(const char* op, const char* name, const Tensor& tensor, c10
 }
 
 void check_mask_values(const char* op, const char* name, const OptionalTensor& mask) {
-  static const auto check =
-      find_op<void(const Tensor&, std::string_view, std::string_view)>("masked_loss::_check_mask");
-  if (mask && is_integral(*mask)) check.call(*mask, op, name);
+  if (mask && is_integral(*mask)) call_check_mask(*mask, op, name);
 }
 
 void check_readable_mask(std::string_view op, std::string_view name, const Tensor& mask) {
@@ -192,10 +196,8 @@ void check_readable_mask(std::string_view op, std::string_view name, const Tenso
 namespace {
 
 void check_batched_mask(const Tensor& mask, std::string_view op, std::string_view name) {
-  static const auto check =
-      find_op<void(const Tensor&, std::string_view, std::string_view)>("masked_loss::_check_mask");
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
-  check.call(at::functorch::maybeGetBatchedImpl(mask)->value(), op, name);
+  call_check_mask(at::functorch::maybeGetBatchedImpl(mask)->value(), op, name);
 }
 
 }  // namespace

@@ -6,6 +6,15 @@ namespace masked_loss {
 
 namespace {
 
+// The mask broadcasts from the last dimension on, as attention masks do.
+void check_kept(const char* op, const Tensor& input, const OptionalTensor& mask) {
+  check_layout(op, "input", input);
+  if (!mask) return;
+  check_beside(op, "mask", *mask, "input", input);
+  check_mask_dtype(op, "mask", *mask, "; what is added to the logits is no mask");
+  check_trailing(op, "mask", "input", input.sym_sizes(), mask->sym_sizes());
+}
+
 // As torch's softmax and logsumexp under autocast: in float32, but on the CPU.
 at::ScalarType softmax_type(const char* op, const Tensor& input, std::optional<at::ScalarType> dtype) {
   if (dtype) return *dtype;

@@ -21,9 +21,8 @@ struct Run {
   std::int64_t first, last;
 };
 
-// Neighbouring ids as one: special tokens often lie side by side.
-std::vector<Run> runs_of(std::vector<std::int64_t> ids) {
-  std::sort(ids.begin(), ids.end());
+// Neighbouring ids as one, of ids in order: special tokens often lie side by side.
+std::vector<Run> runs_of(at::IntArrayRef ids) {
   std::vector<Run> runs;
   for (const auto id : ids) {
     if (!runs.empty() && (id == runs.back().last || id - 1 == runs.back().last)) {
@@ -40,13 +39,13 @@ std::vector<Run> runs_of(std::vector<std::int64_t> ids) {
 Tensor none_of(const Tensor& tokens, at::IntArrayRef ids) {
   constexpr std::size_t few = 8;
   const auto wide = tokens.to(at::kLong);  // an id that a narrow dtype cannot hold would wrap
-  const auto runs = runs_of(ids.vec());
+  auto sorted = ids.vec();
+  std::sort(sorted.begin(), sorted.end());
+  const auto runs = runs_of(sorted);
   if (runs.empty()) return at::ones_like(tokens, tokens.options().dtype(at::kBool));
   if (runs.size() > few && is_readable(wide)) {
     // A search instead of a pass over the tokens for each id. Elsewhere the ids would be a copy from the host, which a
     // CUDA graph and a compiler refuse.
-    std::vector<std::int64_t> sorted(ids.begin(), ids.end());
-    std::sort(sorted.begin(), sorted.end());
     const auto table = at::tensor(sorted, at::kLong);
     const auto found = at::searchsorted(table, wide).clamp_max(static_cast<std::int64_t>(sorted.size()) - 1);
     return table.take(found).ne(wide);

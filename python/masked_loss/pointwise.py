@@ -31,7 +31,8 @@ def _variance(var: Union[int, float, Tensor], input: Tensor, target: Tensor) -> 
     if isinstance(var, Tensor):
         return var
     if not torch.jit.is_scripting():
-        if not (isinstance(input, Tensor) and isinstance(target, Tensor) and hasattr(var, "__float__")):
+        known = isinstance(input, Tensor) and isinstance(target, Tensor)
+        if not torch.compiler.is_compiling() and not (known and hasattr(var, "__float__")):
             return var  # an error that is told where they are looked at
     # One number for all elements, of the rank that a variance has.
     sizes: List[int] = [1] * max(input.dim(), target.dim())

@@ -807,3 +807,12 @@ class TestDtype:
         x = torch.zeros(3, dtype=torch.bfloat16)
         assert masked_loss.MSELoss(dtype=torch.float32)(x, x).dtype == torch.float32
         assert "dtype=torch.float32" in repr(masked_loss.HuberLoss(dtype=torch.float32))
+
+
+def test_a_variance_that_is_a_number_compiles(fresh_compiler):
+    """Of which a compiler makes a symbol."""
+    x, target = torch.randn(4), torch.randn(4)
+    options = dict(fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled = torch.compile(lambda var: masked_loss.gaussian_nll_loss(x, target, var), **options)
+    for var in (1.5, 2.5):
+        torch.testing.assert_close(compiled(var), F.gaussian_nll_loss(x, target, torch.full((4,), var)))
