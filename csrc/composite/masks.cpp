@@ -11,7 +11,6 @@
 
 #include <algorithm>
 
-#include "common/checks.h"
 
 namespace masked_loss {
 
