@@ -34,15 +34,23 @@ struct SavedCall {
 };
 
 // Saves a call: its tensors and those among the members of `options` as autograd's saved variables, the other members in
-// one list (a tuple would have no hash for compiled autograd).
+// one list. Of that a vector is its size and its elements: compiled autograd has no type for an empty list in a list, and
+// no hash for a tuple.
 template <class Options>
 void save_call(AutogradContext* ctx, variable_list tensors, const Options& options) {
+  constexpr auto members = std::tuple_size_v<decltype(fields(options))>;
   c10::impl::GenericList numbers(c10::AnyType::get());
+  numbers.reserve(members + 1);
+  tensors.reserve(tensors.size() + members);
+  ctx->saved_data.reserve(4);
   const auto save = [&]<class Member>(const Member& member) {
     if constexpr (std::is_same_v<Member, OptionalTensor>) {
       tensors.push_back(or_undefined(member));
     } else if constexpr (std::is_enum_v<Member>) {
       numbers.push_back(static_cast<std::int64_t>(member));
+    } else if constexpr (requires { member.begin(); }) {
+      numbers.push_back(static_cast<std::int64_t>(member.size()));
+      for (const auto& element : member) numbers.push_back(element);
     } else {
       numbers.push_back(member);
     }
@@ -61,13 +69,14 @@ SavedCall<Options> load_call(AutogradContext* ctx) {
     const auto next = [&]<class M>(M*) -> M {
       if constexpr (std::is_same_v<M, OptionalTensor>) {
         return or_nullopt(saved.tensors[tensor++]);
+      } else if constexpr (std::is_enum_v<M>) {
+        return static_cast<M>(numbers.get(number++).toInt());
+      } else if constexpr (requires(M member) { member.begin(); }) {
+        M vector(numbers.get(number++).toInt());
+        for (auto& element : vector) element = numbers.get(number++).to<typename M::value_type>();
+        return vector;
       } else {
-        const c10::IValue value = numbers.get(number++);
-        if constexpr (std::is_enum_v<M>) {
-          return static_cast<M>(value.toInt());
-        } else {
-          return value.to<M>();
-        }
+        return numbers.get(number++).to<M>();
       }
     };
     saved.options = Options{next(static_cast<Member*>(nullptr))...};

@@ -231,7 +231,7 @@ at::ScalarType cross_entropy_result_type(const Tensor& input, const Tensor& targ
 
 std::pair<Tensor, Tensor> in_one_dtype(const Tensor& input, const Tensor& target, std::optional<at::ScalarType> dtype) {
   const auto type = cross_entropy_type(input, target, dtype);
-  return {input.to(type), target.is_floating_point() ? target.to(type) : target};
+  return {converted(input, type), target.is_floating_point() ? converted(target, type) : target};
 }
 
 }  // namespace masked_loss
