@@ -2,6 +2,7 @@
 
 #include "common/cross_entropy_ops.h"
 #include "common/masked_fill_ops.h"
+#include "common/masks_ops.h"
 #include "common/pointwise_ops.h"
 #include "common/reductions_ops.h"
 #include "common/softmax_ops.h"
@@ -116,20 +117,6 @@ void masked_fill_(const Tensor& input, const Tensor& mask, const at::Scalar& val
 void masked_fill_(const Tensor& input, const Tensor& mask, const Tensor& value) {
   call<MaskedFill_<Tensor>>(const_cast<Tensor&>(input), mask, value);
 }
-
-namespace {
-
-struct SequenceMask : Op<Tensor(const Tensor&, c10::SymInt, std::string_view)> {
-  static constexpr auto name = "sequence_mask";
-};
-struct CausalMask : Op<Tensor(c10::SymInt, std::optional<c10::SymInt>, std::optional<at::Device>)> {
-  static constexpr auto name = "causal_mask";
-};
-struct MaskFromIds : Op<Tensor(const Tensor&, at::IntArrayRef)> {
-  static constexpr auto name = "mask_from_ids";
-};
-
-}  // namespace
 
 Tensor sequence_mask(const Tensor& lengths, std::int64_t maxlen, PaddingSide padding_side) {
   return call<SequenceMask>(lengths, maxlen, padding_side == PaddingSide::Right ? "right" : "left");

@@ -12,8 +12,8 @@
 #include "common/paths.h"
 #include "composite/cross_entropy.h"
 
-// What the custom autograd functions have in common. Each takes the tensors that it has gradients for by themselves, and
-// the rest of its call in a struct, which autograd does not look into.
+// What the custom autograd functions have in common. Each takes the tensors that it has gradients for by themselves,
+// and the rest of its call in a struct, which autograd does not look into.
 namespace masked_loss::autograd {
 
 using torch::autograd::AutogradContext;
@@ -33,9 +33,9 @@ struct SavedCall {
   Options options;
 };
 
-// Saves a call: its tensors and those among the members of `options` as autograd's saved variables, the other members in
-// one list. Of that a vector is its size and its elements: compiled autograd has no type for an empty list in a list, and
-// no hash for a tuple.
+// Saves a call: its tensors and those among the members of `options` as autograd's saved variables, the other members
+// in one list. Of that a vector is its size and its elements: compiled autograd has no type for an empty list in a
+// list, and no hash for a tuple.
 template <class Options>
 void save_call(AutogradContext* ctx, variable_list tensors, const Options& options) {
   constexpr auto members = std::tuple_size_v<decltype(fields(options))>;
@@ -88,8 +88,8 @@ SavedCall<Options> load_call(AutogradContext* ctx) {
 // Whether hooks take what is saved. They may keep a tensor itself, and nobody tells them when it is changed in place.
 inline bool has_hooks() { return at::SavedTensorDefaultHooks::get_hooks().has_value(); }
 
-// Whether the forward pass makes the gradient, while each element is at hand: that of a scalar. The losses of 'none' wait
-// for theirs, and so does float16, whose small gradients would be lost before a loss scale could save them.
+// Whether the forward pass makes the gradient, while each element is at hand: that of a scalar. The losses of 'none'
+// wait for theirs, and so does float16, whose small gradients would be lost before a loss scale could save them.
 inline bool makes_gradient(const Tensor& input, Reduction reduction) {
   return reduction != Reduction::None && input.scalar_type() != at::kHalf;
 }

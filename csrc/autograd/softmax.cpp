@@ -41,10 +41,9 @@ struct LogsumexpFunction : Function<LogsumexpFunction> {
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto [tensors, slices] = load_call<LogsumexpSlices>(ctx);
     const auto mask = or_nullopt(tensors[2]);
-    const auto gradient =
-        differentiated_again(grads)
-            ? composite_logsumexp_backward(grads[0], tensors[0], tensors[1], mask, slices)
-            : call<LogsumexpBackward>(grads[0], tensors[0], tensors[1], mask, slices);
+    const auto gradient = differentiated_again(grads)
+                              ? composite_logsumexp_backward(grads[0], tensors[0], tensors[1], mask, slices)
+                              : call<LogsumexpBackward>(grads[0], tensors[0], tensors[1], mask, slices);
     return {gradient, Tensor(), Tensor()};
   }
 };

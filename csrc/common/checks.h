@@ -49,15 +49,15 @@ bool checks_values();
 void check_mask_values(const char* op, const char* name, const OptionalTensor& mask);
 void check_readable_mask(std::string_view op, std::string_view name, const Tensor& mask);  // that kernel on the CPU
 
-// One byte an element, which is what kernels read: it keeps where it is not 0. Not as bool, whose bytes a compiler takes
-// for 0 and 1, while a view of other memory may hold any.
+// One byte an element, which is what kernels read: it keeps where it is not 0. Not as bool, whose bytes a compiler
+// takes for 0 and 1, while a view of other memory may hold any.
 Tensor byte_mask(const Tensor& mask);
 
 // float for half types, else the input's own.
 at::ScalarType accumulation_type(at::ScalarType type);
 
-// The dtype of a result that is computed in another one: `dtype` where the call asks for one, float for half types under
-// autocast. Asked once, above the dispatcher's backend keys: a compiled graph runs with autocast off.
+// The dtype of a result that is computed in another one: `dtype` where the call asks for one, float for half types
+// under autocast. Asked once, above the dispatcher's backend keys: a compiled graph runs with autocast off.
 at::ScalarType result_type(const Tensor& input, at::ScalarType computed, std::optional<at::ScalarType> dtype = {});
 
 // `tensor` in that dtype. Below autograd an op must not return its input, which Tensor::to does where there is nothing

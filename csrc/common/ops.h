@@ -15,7 +15,8 @@ namespace masked_loss {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// An op of the library as a type: a struct with `name`, and `overload` if it has one, that inherits Op or OpWithOptions.
+// An op of the library as a type: a struct with `name`, and `overload` if it has one, that inherits Op or
+// OpWithOptions.
 template <class Signature_>
 struct Op {
   using Signature = Signature_;
@@ -84,12 +85,18 @@ struct OpOfMembers<Options_, Result, std::tuple<const Member&...>, Lead...>
 template <class Options, class Result, class... Lead>
 using OpWithOptions = OpOfMembers<Options, Result, decltype(fields(std::declval<const Options&>())), Lead...>;
 
+// The handle of an op, for the dispatcher.
+template <class Op>
+auto find() {
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow((std::string("masked_loss::") + Op::name).c_str(), Op::overload)
+      .template typed<typename Op::Signature>();
+}
+
 // Calls an op by way of the dispatcher.
 template <class Op, class... Arguments>
 auto call(Arguments&&... arguments) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow((std::string("masked_loss::") + Op::name).c_str(), Op::overload)
-                             .template typed<typename Op::Signature>();
+  static const auto op = find<Op>();
   return Op::call(op, std::forward<Arguments>(arguments)...);
 }
 

@@ -115,7 +115,7 @@ void check_pointwise(const Tensor& input, const Tensor& target, const OptionalTe
 }
 
 void throw_outside_domain(const char* op, const char* name, const Domain& domain, double value, std::int64_t at,
-                 at::IntArrayRef shape) {
+                          at::IntArrayRef shape) {
   const auto range = std::isfinite(domain.most) ? c10::str(" in [", domain.least, ", ", domain.most, "]")
                                                 : c10::str(" of at least ", domain.least);
   TORCH_CHECK_VALUE(false, op, ": expected kept ", name, range, ", got ", value, " at position ",

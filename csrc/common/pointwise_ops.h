@@ -28,18 +28,18 @@ inline constexpr auto kPointwiseArguments =
 
 // input, target and other (pos_weight or var) of the inner ops have the loss's shape and one dtype.
 // (input, target, other, mask) -> the loss in the accumulation dtype
-struct PointwiseForward
-    : OpWithOptions<PointwiseOptions, Tensor, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&> {
+struct PointwiseForward : OpWithOptions<PointwiseOptions, Tensor, const Tensor&, const Tensor&, const OptionalTensor&,
+                                        const OptionalTensor&> {
   static constexpr auto name = "_pointwise_forward";
 };
 // -> (loss, gradients of input and of other, which is empty where the formula has none); scalar reductions only
-struct PointwiseForwardGrad : OpWithOptions<PointwiseOptions, std::tuple<Tensor, Tensor, Tensor>, const Tensor&, const Tensor&,
-                                    const OptionalTensor&, const OptionalTensor&> {
+struct PointwiseForwardGrad : OpWithOptions<PointwiseOptions, std::tuple<Tensor, Tensor, Tensor>, const Tensor&,
+                                            const Tensor&, const OptionalTensor&, const OptionalTensor&> {
   static constexpr auto name = "_pointwise_forward_grad";
 };
 // (grad, input, target, other, mask) -> the two gradients
 struct PointwiseBackward : OpWithOptions<PointwiseOptions, std::tuple<Tensor, Tensor>, const Tensor&, const Tensor&,
-                                 const Tensor&, const OptionalTensor&, const OptionalTensor&> {
+                                         const Tensor&, const OptionalTensor&, const OptionalTensor&> {
   static constexpr auto name = "_pointwise_backward";
 };
 

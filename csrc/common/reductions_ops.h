@@ -42,8 +42,8 @@ struct MaskedWhiten : OpWithOptions<WhitenOptions, Tensor, const Tensor&, const 
 };
 
 // Of the kept elements: order 0 -> (sum, nothing, nothing), order 1 -> (mean, nothing, count), order 2 -> (mean, sum of
-// squared deviations from it, count). In the accumulation dtype, the count in int64; reduced dimensions stay with a size
-// of 1.
+// squared deviations from it, count). In the accumulation dtype, the count in int64; reduced dimensions stay with a
+// size of 1.
 struct MaskedMoments
     : Op<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const OptionalTensor&, std::int64_t, at::IntArrayRef)> {
   static constexpr auto name = "_masked_moments";

@@ -7,8 +7,8 @@
 namespace masked_loss {
 
 // What decides which rows count, and for how much: the arguments that cross_entropy, loss_normalizer and check_targets
-// have in common. Refers to what it was made from, which must outlive it. `dim` counts among the dimensions of the input
-// and is not negative.
+// have in common. Refers to what it was made from, which must outlive it. `dim` counts among the dimensions of the
+// input and is not negative.
 struct RowArguments {
   const char* op;
   const Tensor& target;

@@ -230,9 +230,7 @@ std::tuple<Tensor, Tensor> forward_grad(const Tensor& input, const Tensor& targe
   return {loss, gradient};
 }
 
-void scale_gradient_(Tensor& gradient, const Tensor& grad) {
-  gradient.copy_(composite_scale_gradient(gradient, grad));
-}
+void scale_gradient_(Tensor& gradient, const Tensor& grad) { gradient.copy_(composite_scale_gradient(gradient, grad)); }
 
 Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const LossNormalizerOptions& options) {
   const at::NoGradGuard no_grad;

@@ -15,8 +15,8 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
                              at::ScalarType accumulation);
 
 // Cross entropy in ATen ops: for functorch, forward-mode AD, double backward and devices without kernels of ours.
-// In the accumulation dtype; the states of the rows, as _cross_entropy_forward gives them, go to `softmax` unless that is
-// null.
+// In the accumulation dtype; the states of the rows, as _cross_entropy_forward gives them, go to `softmax` unless that
+// is null.
 Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                                const CrossEntropyOptions& options, Tensor* softmax = nullptr);
 

@@ -5,7 +5,6 @@
 #include <ATen/ops/where.h>
 #include <torch/library.h>
 
-
 namespace masked_loss {
 namespace {
 

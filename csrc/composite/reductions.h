@@ -4,8 +4,8 @@
 
 namespace masked_loss {
 
-// The inner ops of the reductions in ATen ops: for functorch, forward-mode AD, double backward and devices without kernels
-// of ours.
+// The inner ops of the reductions in ATen ops: for functorch, forward-mode AD, double backward and devices without
+// kernels of ours.
 std::tuple<Tensor, Tensor, Tensor> composite_moments(const Tensor& input, const OptionalTensor& mask,
                                                      std::int64_t order, at::IntArrayRef dim);
 Tensor composite_affine(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,

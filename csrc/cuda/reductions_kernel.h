@@ -2,8 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
-#include "common/rows.h"
 #include "common/reductions.h"
+#include "common/rows.h"
 
 namespace masked_loss::cuda {
 
