@@ -44,7 +44,7 @@ def cells(axes: Axes, title: str, values: Tensor, mask: Tensor, below: str, plac
     # The same limits for all grids of a picture, and so the same cells.
     axes.set(xlim=(-0.02, MASK.shape[1]), ylim=(MASK.shape[0] + 0.45, -0.02), aspect="equal")
     axes.axis("off")
-    axes.set_title(title, fontsize=9, family="monospace")
+    axes.set_title(title if "\n" in title else f"\n{title}", fontsize=9, family="monospace")
     middle, bottom = values.shape[1] / 2 - 0.03, values.shape[0] + 0.12
     axes.text(middle, bottom, below, ha="center", va="top", fontsize=9)
 
@@ -93,7 +93,7 @@ def never_read() -> Figure:
     logits, target = batch()
     garbage = logits.detach().where(MASK[..., None], math.nan).requires_grad_()
     figure, axes = panels(3, "unmasked", "masked", "NaN")
-    cells(axes[0], "one logit of each position\n", garbage.detach()[..., 0], MASK, "NaN in the padding")
+    cells(axes[0], "one logit of each position", garbage.detach()[..., 0], MASK, "NaN in the padding")
     losses = {
         "its gradient:\n(loss * mask).sum() / mask.sum()": (each(garbage, target) * MASK).sum() / MASK.sum(),
         "its gradient:\nmasked_loss.cross_entropy": masked_loss.cross_entropy(garbage, target, MASK, dim=-1),
