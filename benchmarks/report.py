@@ -110,14 +110,14 @@ class Line:
     value: Callable[[Result], float]
 
 
-def draw_lines(axes: Axes, title: str, xlabel: str, lines: List[Line], doubling: bool = False) -> None:
+def draw_lines(axes: Axes, title: str, xlabel: str, ylabel: str, lines: List[Line], doubling: bool = False) -> None:
     """Lines over what varies in a group of cases."""
     for color, line in zip(COLORS, lines, strict=False):
         points = [(result.case.x, line.value(result)) for result in line.results]
         axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=4, label=line.label)
     if doubling:
         axes.set_xscale("log", base=2)
-    axes.set(xlabel=xlabel, ylim=(0, None))
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -43,10 +43,10 @@ html_copy_source = False
 
 
 def link_to_twin(name: str) -> list[str]:
-    """To the Python function of the same name, which has the formula."""
+    """To the Python function of the same name, which has the formula and describes the arguments."""
     if not hasattr(masked_loss, name):
         return []
-    return [f"Formula and arguments: :py:func:`masked_loss.{name}`."]
+    return [f"In Python: :py:func:`masked_loss.{name}`."]
 
 
 def plain(text: str) -> str:

@@ -1,15 +1,15 @@
-"""Writes the tables of speedups in README.md and docs/performance.md from the results of `make bench`.
+"""Writes the tables of speedups in README.md and docs/performance.md: `python docs/speedups.py`.
 
-python docs/speedups.py [benchmarks/results/cpu.json]
+The numbers are those of the file in benchmarks/results that docs/performance.md names, which `make bench` wrote.
 """
 
 import json
 import re
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULT = ROOT / "benchmarks" / "results" / "cpu.json"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "performance.md"
+BETWEEN = re.compile(r"(?<=<!-- docs/speedups.py writes from here -->\n).*(?=<!-- to here -->)", re.DOTALL)
 PEERS = {"eager": "eager", "eager, huge pages": "eager, huge pages", "torch.compile": "`torch.compile`"}
 
 BOTH = "forward+backward"
@@ -77,17 +77,17 @@ def table(rows: list[dict], short: bool) -> list[str]:
     return lines
 
 
-def write(page: Path, lines: list[str]) -> None:
-    between = re.compile(r"(?<=<!-- docs/speedups.py writes from here -->\n).*(?=<!-- to here -->)", re.DOTALL)
-    page.write_text(between.sub(lambda _: "\n".join(["", *lines, "", ""]), page.read_text()))
-
-
-def main() -> None:
-    results = json.loads((Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT).read_text())
-    measured = [measured_on(results["machine"]), ""]
-    write(ROOT / "README.md", [*measured, *table(results["rows"], short=True)])
-    write(ROOT / "docs" / "performance.md", [*measured, *table(results["rows"], short=False)])
+def updated() -> dict[Path, str]:
+    """The text of each page with its table."""
+    name = re.search(r"^\.\. benchmarks:: (\S+)$", PAGE.read_text(), re.MULTILINE)[1]
+    results = json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+    pages = {}
+    for page in (README, PAGE):
+        lines = ["", measured_on(results["machine"]), "", *table(results["rows"], page == README), "", ""]
+        pages[page] = BETWEEN.sub(lambda _, lines=lines: "\n".join(lines), page.read_text())
+    return pages
 
 
 if __name__ == "__main__":
-    main()
+    for page, text in updated().items():
+        page.write_text(text)
