@@ -135,6 +135,8 @@ def cross_entropy(
     Source: `Szegedy et al. 2016 <https://arxiv.org/abs/1512.00567>`__ (label smoothing),
     `Chowdhery et al. 2022 <https://arxiv.org/abs/2204.02311>`__ (z-loss).
 
+    With NaN at a masked position:
+
     >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [float("nan"), 5.0]])
     >>> cross_entropy(logits, torch.tensor([0, 0, 1]), torch.tensor([True, True, False]))
     tensor(0.7201)

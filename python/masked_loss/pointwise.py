@@ -113,6 +113,8 @@ def mse_loss(
     Raises:
         {raises}
 
+    With NaN at a masked element:
+
     >>> mse_loss(torch.tensor([1.0, 2.0, float("nan")]), torch.zeros(3), torch.tensor([True, True, False]))
     tensor(2.5000)
     """
@@ -168,6 +170,8 @@ def l1_loss(
     Raises:
         {raises}
 
+    With NaN at a masked element:
+
     >>> l1_loss(torch.tensor([1.0, -2.0, float("nan")]), torch.zeros(3), torch.tensor([True, True, False]))
     tensor(1.5000)
     """
@@ -221,6 +225,8 @@ def smooth_l1_loss(
         {raises}
 
     Source: `Girshick 2015 <https://arxiv.org/abs/1504.08083>`__.
+
+    With NaN at a masked element:
 
     >>> smooth_l1_loss(torch.tensor([1.0, -3.0, float("nan")]), torch.zeros(3), torch.tensor([True, True, False]))
     tensor(1.5000)
@@ -281,6 +287,8 @@ def huber_loss(
         {raises}
 
     Source: `Huber 1964 <https://doi.org/10.1214/aoms/1177703732>`__.
+
+    With NaN at a masked element:
 
     >>> huber_loss(torch.tensor([1.0, -3.0, float("nan")]), torch.zeros(3), torch.tensor([True, True, False]))
     tensor(1.5000)
@@ -527,6 +535,8 @@ def poisson_nll_loss(
 
     Raises:
         {raises}
+
+    With NaN at a masked element:
 
     >>> poisson_nll_loss(torch.zeros(2), torch.tensor([3.0, float("nan")]), torch.tensor([True, False]))
     tensor(1.)

@@ -50,6 +50,8 @@ def masked_sum(
     Raises:
         {raises}
 
+    With NaN at a masked element:
+
     >>> masked_sum(torch.tensor([[1.0, 2.0], [3.0, float("nan")]]), torch.tensor([[1, 1], [1, 0]]), dim=1)
     tensor([3., 3.])
     """
@@ -86,6 +88,8 @@ def masked_mean(
 
     Raises:
         {raises}
+
+    With NaN at a masked element:
 
     >>> masked_mean(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False]))
     tensor(2.)
@@ -133,6 +137,8 @@ def masked_var(
     Source: `Chan, Golub and LeVeque 1982 <https://doi.org/10.1007/978-3-642-51461-6_3>`__ (how partial means and sums
     of squares are merged).
 
+    With NaN at a masked element:
+
     >>> masked_var(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False]))
     tensor(2.)
     """
@@ -170,6 +176,8 @@ def masked_std(
 
     Raises:
         {raises}
+
+    With NaN at a masked element:
 
     >>> masked_std(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False]), correction=0)
     tensor(1.)
@@ -209,6 +217,8 @@ def masked_whiten(
 
     Raises:
         {raises}
+
+    With NaN at a masked element:
 
     >>> masked_whiten(torch.tensor([1.0, 2.0, 3.0, float("nan")]), torch.tensor([1, 1, 1, 0]))
     tensor([-1.,  0.,  1.,  0.])

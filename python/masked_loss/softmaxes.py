@@ -45,6 +45,8 @@ def softmax(
     Raises:
         {raises}
 
+    With NaN at a masked element:
+
     >>> softmax(torch.tensor([[1.0, 1.0, float("nan")], [3.0, 4.0, 5.0]]), torch.tensor([[1, 1, 0], [0, 0, 0]]))
     tensor([[0.5000, 0.5000, 0.0000],
             [0.0000, 0.0000, 0.0000]])
@@ -128,6 +130,8 @@ def logsumexp(
 
     Raises:
         {raises}
+
+    With NaN at a masked element:
 
     >>> logsumexp(torch.tensor([[0.0, 0.0], [5.0, float("nan")]]), torch.tensor([[1, 1], [1, 0]]))
     tensor([0.6931, 5.0000])
