@@ -40,6 +40,8 @@ maximum_signature_line_length = 88
 html_theme = "furo"
 html_title = f"masked_loss {version}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 
 def link_to_twin(name: str) -> list[str]:
