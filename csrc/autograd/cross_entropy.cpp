@@ -52,9 +52,12 @@ Tensor recorded(const Tensor& input, const CrossEntropyCall& of) {
   return CrossEntropyFunction::apply(has_hooks() ? input.clone() : input, of);
 }
 
+// The public op, below autograd, which gives no softmax. Its dtype is decided here, above a compiled graph.
 Tensor plain(const Tensor& input, const CrossEntropyCall& of) {
+  auto options = of.options;
+  options.dtype = of.type;
   const at::AutoDispatchBelowADInplaceOrView below;
-  return converted(std::get<0>(call<CrossEntropyForward>(input, of.target, of.mask, of.options)), of.type);
+  return call<CrossEntropy>(input, of.target, of.mask, options);
 }
 
 // For a sample_weight that is differentiated: the inner op's losses of the rows, and the N-sized rest in ATen ops.

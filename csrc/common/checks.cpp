@@ -64,12 +64,12 @@ void check_dtype(const char* op, std::optional<at::ScalarType> dtype) {
                    ": expected dtype to be float32, float64, bfloat16 or float16, got ", type);
 }
 
-void check_normalizer(const char* op, const OptionalTensor& normalizer, Reduction reduction, const Tensor& beside) {
+void check_normalizer(const char* op, const OptionalTensor& normalizer, Reduction reduction, const Tensor& input) {
   if (!normalizer) return;
   TORCH_CHECK_VALUE(reduction != Reduction::None && reduction != Reduction::Sum, op,
                     ": expected a normalizer only with a mean for a reduction, got reduction '",
                     reduction == Reduction::None ? "none" : "sum", "'");
-  check_device(op, "normalizer", *normalizer, "input", beside);
+  check_device(op, "normalizer", *normalizer, "input", input);
   TORCH_CHECK(normalizer->dim() == 0, op, ": expected normalizer to be a number or a 0-d tensor, got shape ",
               normalizer->sym_sizes());
   TORCH_CHECK_TYPE(!normalizer->is_complex() && normalizer->scalar_type() != at::kBool, op,

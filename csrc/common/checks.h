@@ -26,7 +26,7 @@ void check_integers(const char* op, const char* name, const Tensor& tensor);
 void check_not_negative(const char* op, const char* name, const c10::SymInt& value);
 // Of a result that may be asked for in another dtype.
 void check_dtype(const char* op, std::optional<at::ScalarType> dtype);
-void check_normalizer(const char* op, const OptionalTensor& normalizer, Reduction reduction, const Tensor& beside);
+void check_normalizer(const char* op, const OptionalTensor& normalizer, Reduction reduction, const Tensor& input);
 void check_normalizer_value(const char* op, double normalizer);
 
 // The wrapped dimensions, all of them if `dim` is empty. A 0-d tensor has one, as in torch.

@@ -25,7 +25,7 @@ CrossEntropyWork<T, Accumulation<T>> make_cross_entropy_work(const RowView<Accum
     work.gradient_stride = class_stride(*gradient, dim);
     strides[1] = row_strides(*gradient, dim);
   }
-  // One number for all classes masks the row, which the plan knows.
+  // A class mask of size 1 along dim masks whole rows; the plan has handled it.
   if (rows.class_mask.defined() && rows.class_mask.size(rows.class_mask_dim) == work.classes) {
     work.class_mask = static_cast<const std::uint8_t*>(rows.class_mask.const_data_ptr());
     work.class_mask_stride = class_stride(rows.class_mask, rows.class_mask_dim);
@@ -61,6 +61,14 @@ Softmax<A>* softmax_of(const Tensor& states) {
 // goes or null, where the gradient goes or null) -> the loss in the accumulation dtype.
 template <auto forward>
 struct CrossEntropyOps {
+  // The public op, below autograd: nobody needs the softmax.
+  static Tensor loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                     const CrossEntropyOptions& options) {
+    const auto [logits, targets] = in_one_dtype(input, target, options.dtype);
+    return converted(forward(logits, targets, mask, options, CrossEntropyMode::Forward, nullptr, nullptr),
+                     cross_entropy_result_type(input, target, options));
+  }
+
   static std::tuple<Tensor, Tensor> loss_and_softmax(const Tensor& input, const Tensor& target,
                                                      const OptionalTensor& mask, const CrossEntropyOptions& options) {
     Tensor softmax;
@@ -77,8 +85,9 @@ struct CrossEntropyOps {
 
   template <class Library>
   static void implement(Library& m) {
-    m.impl("_cross_entropy_forward", CrossEntropyForward::kernel<loss_and_softmax>);
-    m.impl("_cross_entropy_forward_grad", CrossEntropyForwardGrad::kernel<loss_and_gradient>);
+    m.impl(CrossEntropy::name, CrossEntropy::kernel<loss>);
+    m.impl(CrossEntropyForward::name, CrossEntropyForward::kernel<loss_and_softmax>);
+    m.impl(CrossEntropyForwardGrad::name, CrossEntropyForwardGrad::kernel<loss_and_gradient>);
   }
 };
 

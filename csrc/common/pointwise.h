@@ -58,6 +58,7 @@ MASKED_LOSS_HD V<M> sign(V<M> d) {
 }
 
 struct Safe {
+  // Values put in place of masked elements, where loss and slopes are finite.
   static constexpr double safe_input = 0, safe_target = 0, safe_other = 1;
   static constexpr bool takes_other = false;
   static constexpr bool has_other_slope = false;

@@ -9,7 +9,7 @@ namespace masked_loss {
 
 namespace {
 
-void check_pointwise_options(const char* op, c10::SymIntArrayRef shape, const Tensor& beside,
+void check_pointwise_options(const char* op, c10::SymIntArrayRef shape, const Tensor& input,
                              const OptionalTensor& mask, const PointwiseOptions& options) {
   const auto& [reduction, loss, weight, sample_weight, normalizer, numbers] = options;
   const auto number = static_cast<std::int64_t>(reduction);
@@ -18,21 +18,21 @@ void check_pointwise_options(const char* op, c10::SymIntArrayRef shape, const Te
                     number);
   constexpr auto of = "the loss";
   if (mask) {
-    check_device(op, "mask", *mask, "input", beside);
+    check_device(op, "mask", *mask, "input", input);
     check_mask_dtype(op, "mask", *mask, "; weights of the elements are passed as sample_weight=");
     check_broadcast(op, "mask", *mask, shape, of);
   }
   if (sample_weight) {
-    check_device(op, "sample_weight", *sample_weight, "input", beside);
+    check_device(op, "sample_weight", *sample_weight, "input", input);
     check_weight_dtype(op, "sample_weight", *sample_weight, "; what says which elements count is passed as mask=");
     check_broadcast(op, "sample_weight", *sample_weight, shape, of);
   }
   if (weight) {
-    check_device(op, "weight", *weight, "input", beside);
+    check_device(op, "weight", *weight, "input", input);
     check_weight_dtype(op, "weight", *weight, "");
     check_broadcast(op, "weight", *weight, shape, of);
   }
-  check_normalizer(op, normalizer, reduction, beside);
+  check_normalizer(op, normalizer, reduction, input);
 }
 
 }  // namespace

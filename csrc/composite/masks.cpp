@@ -11,7 +11,7 @@
 
 #include <algorithm>
 
-#include "common/masks_ops.h"
+#include "common/checks.h"
 
 namespace masked_loss {
 

@@ -4,7 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "common/huge_pages.h"
+#include "cpu/huge_pages.h"
 #include "cpu/row_plan.h"
 
 namespace masked_loss::cpu {

@@ -2,7 +2,7 @@
 #include <ATen/ops/ne.h>
 #include <torch/library.h>
 
-#include "common/huge_pages.h"
+#include "cpu/huge_pages.h"
 #include "common/masked_fill_ops.h"
 #include "cpu/masked_fill_kernel.h"
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "common/huge_pages.h"
+#include "cpu/huge_pages.h"
 #include "common/pointwise_operands.h"
 #include "cpu/parallel.h"
 #include "cpu/pointwise_kernel.h"

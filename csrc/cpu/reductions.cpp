@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/host_device.h"
-#include "common/huge_pages.h"
+#include "cpu/huge_pages.h"
 #include "common/reductions_operands.h"
 #include "cpu/parallel.h"
 #include "cpu/reductions_kernel.h"
@@ -78,7 +78,7 @@ void reduce_lines(const MomentsWork<T>& work, const Destination<A>& to) {
   if (parts > 1) to.give_merged(partial, parts, rows);
 }
 
-// Results whose elements lie beside one another are lanes: short runs of them share a task, and where there are few
+// Results whose elements are contiguous are lanes: short runs of them share a task, and where there are few
 // results, their elements are split.
 template <class T, class A>
 void reduce_lanes(const MomentsWork<T>& work, const Destination<A>& to) {
@@ -129,13 +129,13 @@ template <class T, class A>
 void reduce(const MomentsWork<T>& work, const Destination<A>& to) {
   constexpr std::int64_t few = 8;  // lanes
   const auto last = work.kept.dims - 1, reduced = work.reduced.dims - 1;
-  const bool beside = last >= 0 && work.kept.strides[0][last] == 1 && reduced >= 0 &&
+  const bool contiguous = last >= 0 && work.kept.strides[0][last] == 1 && reduced >= 0 &&
                       work.reduced.strides[0][reduced] != 1 && work.kept.sizes[last] >= few;
-  const bool fills_lanes = beside && work.kept.sizes[last] >= kMomentTileElements;
+  const bool fills_lanes = contiguous && work.kept.sizes[last] >= kMomentTileElements;
   // Along a line vectors take less from half of that on.
   const bool is_line = reduced >= 0 && work.reduced.strides[0][reduced] == 1;
   if (work.reduced.count <= kMomentTileElements / (is_line ? 2 : 1) && !fills_lanes) return reduce_tiles(work, to);
-  beside ? reduce_lanes(work, to) : reduce_lines(work, to);
+  contiguous ? reduce_lanes(work, to) : reduce_lines(work, to);
 }
 
 std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& given, const OptionalTensor& given_mask,

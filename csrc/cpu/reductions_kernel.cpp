@@ -86,7 +86,7 @@ Moments moments_of(const T* x, const std::uint8_t* keep, std::int64_t n) {
   return around(near, off, squares, count);
 }
 
-// The elements, `stride` apart, beside one another.
+// Elements with a stride, as contiguous ones.
 template <class T>
 const T* gathered(const T* from, std::int64_t stride, std::int64_t n, T* to) {
   if (stride == 1) return from;
@@ -253,7 +253,7 @@ void tile(const MomentsWork<T>& work, int order, std::int64_t row, std::int64_t 
   (order == 2 ? tile_of<2, T> : tile_of<1, T>)(work, row, count, results);
 }
 
-// Elements that are `stride` bytes apart as A, of an operand whose elements repeat or not.
+// Elements with a stride in bytes as A, of an operand whose elements repeat or not.
 template <class A, class T>
 const A* load_line(const char* from, std::int64_t stride, std::int64_t n, A* stage) {
   const auto* x = reinterpret_cast<const T*>(from);

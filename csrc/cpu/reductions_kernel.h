@@ -25,7 +25,7 @@ template <class T>
 struct ReductionsKernel {
   // Elements [begin, end) of a kept row, one after the other.
   Moments (*line)(const MomentsWork<T>& work, int order, std::int64_t row, std::int64_t begin, std::int64_t end);
-  // Elements [begin, end) of `count` kept rows beside one another in memory, at most kMomentLanes.
+  // Elements [begin, end) of `count` contiguous kept rows, at most kMomentLanes.
   void (*lanes)(const MomentsWork<T>& work, int order, std::int64_t row, std::int64_t count, std::int64_t begin,
                 std::int64_t end, Moments* results);
   // All elements of `count` kept rows, at most moment_tile of them, wherever they lie.

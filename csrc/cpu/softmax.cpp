@@ -1,7 +1,7 @@
 #include <ATen/Dispatch.h>
 
 #include "common/host_device.h"
-#include "common/huge_pages.h"
+#include "cpu/huge_pages.h"
 #include "common/softmax_inner.h"
 #include "cpu/row_driver.h"
 #include "cpu/softmax_kernel.h"

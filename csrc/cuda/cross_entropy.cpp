@@ -21,9 +21,9 @@ class Run {
       : mode_(mode), device_(device) {
     call_.work = make_cross_entropy_work<T>(view, input, options, gradient);
     const auto& work = call_.work;
-    const bool beside = work.logits_stride == 1 && work.gradient_stride == 1 && work.class_mask_stride == 1 &&
+    const bool contiguous = work.logits_stride == 1 && work.gradient_stride == 1 && work.class_mask_stride == 1 &&
                         work.probabilities_stride == 1;
-    regime_ = pick_cross_entropy_regime(mode, work.rows.count, work.classes, sizeof(T), beside, device.multiprocessors);
+    regime_ = pick_cross_entropy_regime(mode, work.rows.count, work.classes, sizeof(T), contiguous, device.multiprocessors);
   }
 
   bool lists_rows() const { return regime_.kind != CrossEntropyRegime::Lanes; }

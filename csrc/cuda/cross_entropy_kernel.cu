@@ -462,7 +462,7 @@ __global__ void __launch_bounds__(128) cross_entropy_parts(CrossEntropyCall<T, A
   give_loss(work, r, describe(work, r, target, row.smoothing), row, widen(work.logits[offsets[0] + target]), allowed);
 }
 
-// What the threads that share a row have seen, all of which get it; `rows` stand beside one another in a block.
+// What the threads that share a row have seen, all of which get it; `rows` are neighbours in a block.
 template <class A>
 __device__ RowPart<A> reduce_rows(RowPart<A> part, int lanes, int rows, bool rows_first, bool sums) {
   if (lanes == 1) return part;
@@ -475,7 +475,7 @@ __device__ RowPart<A> reduce_rows(RowPart<A> part, int lanes, int rows, bool row
   return reduce_apart(part, lanes, rows, [](const RowPart<A>& a, const RowPart<A>& b) { return merge(a, b); });
 }
 
-// Threads a row where rows lie beside one another; of double each needs more registers.
+// Threads a row where rows are contiguous; of double each needs more registers.
 constexpr int most_lanes(std::int64_t element_bytes) { return element_bytes > 4 ? 8 : 16; }
 
 // Rows of classes anywhere in memory: `lanes` threads a row.
@@ -645,12 +645,12 @@ bool has_clusters() {
 }  // namespace
 
 CrossEntropyRegime pick_cross_entropy_regime(Mode mode, std::int64_t rows, std::int64_t classes,
-                                             std::int64_t element_bytes, bool beside, int multiprocessors) {
+                                             std::int64_t element_bytes, bool contiguous, int multiprocessors) {
   const auto bytes = classes * element_bytes;
-  if (!beside || element_bytes > 4 || bytes <= kFewBytes || classes >= (std::int64_t{1} << 31)) {
-    CrossEntropyRegime regime{CrossEntropyRegime::Lanes, 0, 1, 1, !beside};
+  if (!contiguous || element_bytes > 4 || bytes <= kFewBytes || classes >= (std::int64_t{1} << 31)) {
+    CrossEntropyRegime regime{CrossEntropyRegime::Lanes, 0, 1, 1, !contiguous};
     const auto enough = [&] {
-      return beside ? regime.lanes * 8 >= classes || regime.lanes == 32
+      return contiguous ? regime.lanes * 8 >= classes || regime.lanes == 32
                     : regime.lanes * 4 >= classes || regime.lanes == most_lanes(element_bytes) ||
                           rows * regime.lanes >= std::int64_t(multiprocessors) * 1024;
     };

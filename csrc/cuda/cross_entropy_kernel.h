@@ -36,9 +36,9 @@ struct CrossEntropyRegime {
   bool rows_first;  // Lanes: neighbouring threads take neighbouring rows, not classes
 };
 
-// For the current device. `beside`: classes lie beside one another in all operands.
+// For the current device. `contiguous`: classes are contiguous in all operands.
 CrossEntropyRegime pick_cross_entropy_regime(CrossEntropyMode mode, std::int64_t rows, std::int64_t classes,
-                                             std::int64_t element_bytes, bool beside, int multiprocessors);
+                                             std::int64_t element_bytes, bool contiguous, int multiprocessors);
 
 // In the regime Slices a gradient in the forward pass is made by two passes, and `softmax` has to be given.
 template <class T, class A>

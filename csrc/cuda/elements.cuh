@@ -27,7 +27,7 @@ inline Strided strided(const Operand& operand) {
   return result;
 }
 
-// A float has the digits of two, which costs less than one double where those are slow.
+// A compensated sum of two floats: nearly double precision without FP64 units, which many GPUs have few of.
 template <class A>
 struct Sum {
   A high = 0, low = 0;

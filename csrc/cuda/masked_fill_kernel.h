@@ -6,8 +6,8 @@
 
 namespace masked_loss::cuda {
 
-// Lines of `length` elements, of so many bytes each, beside one another in out and in; the mask, one byte an element
-// (nonzero = fill), beside one another too, or one for the line. With a length of 1 elements lie anywhere.
+// Lines of `length` elements, of so many bytes each, contiguous in out and in; the mask, one byte an element
+// (nonzero = fill), contiguous too, or one for the line. With a length of 1 elements lie anywhere.
 struct MaskedFillWork {
   Rows<3> lines;  // offsets of out, in and mask, in elements
   std::int64_t length;

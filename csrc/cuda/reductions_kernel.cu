@@ -210,13 +210,13 @@ constexpr int kRows = sizeof(T) == 2 && order == 1   ? 8
                                                      : 4;
 constexpr int kTiles = 8;  // of so many rows, that are added up as they are
 
-// Rows that lie beside one another, as runs of columns: neighbouring threads reduce neighbouring columns.
+// Contiguous rows, as runs of columns: neighbouring threads reduce neighbouring columns.
 struct Columns {
   std::int64_t length, tiles;  // of a run
   std::int64_t items;          // tiles in all
   Quotient by_tiles;
   int across, groups;  // threads over a tile, and elements of a column at once
-  bool wide;           // a thread's columns stand side by side, where one load reads them; else `across` apart
+  bool wide;           // a thread's columns are contiguous, where one load reads them; else `across` apart
   std::int64_t parts, part_elements;
 };
 
@@ -471,7 +471,7 @@ void find(const MomentsWork<T>& work, void* memory, const MomentsResult<A>& resu
     launch(kernel, {{unsigned(blocks), parts}, kThreads}, stream, work, lines, to);
   }
   if (parts == 1) return;
-  // Threads that are beside one another read rows that are, where there are enough of them.
+  // Neighbouring threads read neighbouring rows, where there are enough of them.
   const int lanes = rows >= 1 << 13 ? 1 : rows >= 1 << 6 ? 32 : kThreads;
   launch(merge_parts<order, A>, {unsigned(divide_up(rows, kThreads / lanes)), kThreads}, stream,
          static_cast<const Part<A>*>(to.parts), int(parts), lanes, results);

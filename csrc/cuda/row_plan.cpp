@@ -8,13 +8,13 @@
 namespace masked_loss::cuda {
 namespace {
 
-Tensor empty(std::int64_t size, at::ScalarType type, const Tensor& beside) {
-  return at::empty({size}, beside.options().dtype(type));
+Tensor empty(std::int64_t size, at::ScalarType type, const Tensor& like) {
+  return at::empty({size}, like.options().dtype(type));
 }
 
-Tensor empty_chunks(std::int64_t rows, const Tensor& beside) {
+Tensor empty_chunks(std::int64_t rows, const Tensor& like) {
   return empty(std::max<std::int64_t>(1, plan_chunks(rows)) * static_cast<std::int64_t>(sizeof(PlanChunk)), at::kByte,
-               beside);
+               like);
 }
 
 PlanChunk* data(const Tensor& chunks) { return reinterpret_cast<PlanChunk*>(chunks.data_ptr<std::uint8_t>()); }

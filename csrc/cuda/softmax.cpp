@@ -8,9 +8,9 @@
 namespace masked_loss::cuda {
 namespace {
 
-// Whether rows lie beside one another in all operands of elements.
+// Whether rows are contiguous in all operands with elements.
 template <class T, class A>
-bool rows_beside(const SoftmaxWork<T, A>& work) {
+bool contiguous_rows(const SoftmaxWork<T, A>& work) {
   const auto& rows = work.rows;
   const void* operands[] = {work.input, work.grad, work.result};
   for (int k = 0; k < 3; ++k) {
@@ -27,10 +27,10 @@ struct Backend {
     const auto device = on.device();
     dispatch(operands.input.scalar_type(), [&](auto t, auto a) {
       const auto work = operands.work<decltype(t), decltype(a)>();
-      const bool classes_beside = work.input_stride == 1 && work.grad_stride == 1 && work.result_stride == 1 &&
+      const bool contiguous_classes = work.input_stride == 1 && work.grad_stride == 1 && work.result_stride == 1 &&
                                   (work.mask_stride == 0 || work.mask_stride == 1);
-      const auto regime = pick_softmax_regime(pass, work.rows.count, work.classes, sizeof(t), classes_beside,
-                                              rows_beside(work), device.multiprocessors);
+      const auto regime = pick_softmax_regime(pass, work.rows.count, work.classes, sizeof(t), contiguous_classes,
+                                              contiguous_rows(work), device.multiprocessors);
       run_softmax(work, pass, regime, device.multiprocessors, device.stream);
     });
   }

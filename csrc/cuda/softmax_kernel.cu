@@ -380,7 +380,7 @@ struct Few {
   }
 };
 
-// Of the threads that share a row, all of which get it; `rows` stand beside one another in a block.
+// Of the threads that share a row, all of which get it; `rows` are neighbours in a block.
 template <class A>
 __device__ __forceinline__ Softmax<A> reduce_row(Softmax<A> value, int lanes, int rows, bool rows_first) {
   if (!rows_first) return reduce_softmax(value, lanes);
@@ -532,10 +532,10 @@ void run_kind(const SoftmaxWork<T, A>& work, bool log, const SoftmaxRegime& regi
 }  // namespace
 
 SoftmaxRegime pick_softmax_regime(Pass pass, std::int64_t rows, std::int64_t classes, std::int64_t element_bytes,
-                                  bool classes_beside, bool rows_beside, int multiprocessors) {
-  if (!classes_beside || element_bytes > 4 || classes * element_bytes <= kFewBytes ||
+                                  bool contiguous_classes, bool contiguous_rows, int multiprocessors) {
+  if (!contiguous_classes || element_bytes > 4 || classes * element_bytes <= kFewBytes ||
       classes >= (std::int64_t{1} << 30)) {
-    SoftmaxRegime regime{SoftmaxRegime::Lanes, 0, 1, !classes_beside && rows_beside};
+    SoftmaxRegime regime{SoftmaxRegime::Lanes, 0, 1, !contiguous_classes && contiguous_rows};
     const auto enough = [&] {
       return regime.rows_first ? regime.lanes * 4 >= classes || regime.lanes == 16 ||
                                      rows * regime.lanes >= std::int64_t(multiprocessors) * 1024

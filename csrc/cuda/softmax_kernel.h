@@ -17,9 +17,9 @@ struct SoftmaxRegime {
   bool rows_first;  // Lanes: neighbouring threads take neighbouring rows, not classes
 };
 
-// `classes_beside`, `rows_beside`: they lie beside one another in all operands of elements.
+// `contiguous_classes`, `contiguous_rows`: whether they are contiguous in all operands with elements.
 SoftmaxRegime pick_softmax_regime(SoftmaxPass pass, std::int64_t rows, std::int64_t classes, std::int64_t element_bytes,
-                                  bool classes_beside, bool rows_beside, int multiprocessors);
+                                  bool contiguous_classes, bool contiguous_rows, int multiprocessors);
 
 // T is the device's type of the elements.
 template <class T, class A>

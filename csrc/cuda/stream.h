@@ -6,7 +6,8 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-// Everything that host code needs of a device. An emulation puts a file of this name and content before this one.
+// Everything that host code needs of a device. When kernels are emulated,
+// tests/cuda_emulation/cuda/stream.h takes its place: its folder comes first among those of includes.
 #define MASKED_LOSS_CUDA_IMPL(m) TORCH_LIBRARY_IMPL(masked_loss, CUDA, m)
 
 namespace masked_loss::cuda {

@@ -1,4 +1,4 @@
-"""Calls of the losses of elements: what each one takes, and a grid that covers every pair of levels."""
+"""Calls of the elementwise losses: what each one takes, and a grid that covers every pair of levels."""
 
 from typing import Any, NamedTuple
 

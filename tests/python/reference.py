@@ -203,7 +203,7 @@ def _focal(input, target, alpha=0.25, gamma=2.0, reduction="none"):
     return losses * (alpha * target + (1 - alpha) * (1 - target)) if alpha >= 0 else losses
 
 
-# Losses of elements: torch's, and whether its mean divides by `weight`.
+# Elementwise losses: torch's, and whether its mean divides by `weight`.
 POINTWISE = {
     "mse_loss": (F.mse_loss, True),
     "l1_loss": (F.l1_loss, True),
@@ -240,7 +240,7 @@ def pointwise(
     dtype=None,  # of ours; this one is in float64
     **options,
 ):
-    """A loss of elements in float64: torch's of `input[mask]`, `target[mask]`, then reduced."""
+    """An elementwise loss in float64: torch's of `input[mask]`, `target[mask]`, then reduced."""
     losses_of, counts_weight = POINTWISE[name]
     shape = torch.broadcast_shapes(input.shape, target.shape)
     keep = kept_elements(shape, mask, sample_weight)

@@ -1,4 +1,4 @@
-"""The losses of elements: torch's numbers without a mask, what is masked is absent and never read, every argument."""
+"""Elementwise losses: torch's numbers without a mask, what is masked is absent and never read, every argument."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Every bad argument of the losses of elements, in test_errors.py's format."""
+"""Every bad argument of the elementwise losses, in test_errors.py's format."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-#include "common/huge_pages.h"
+#include "cpu/huge_pages.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
