@@ -71,9 +71,9 @@ def sanitize():
 
 
 def clang():
-    compiler = os.environ.get("CLANG") or next(filter(None, map(shutil.which, ("clang++", "clang++-16"))), None)
+    compiler = os.environ.get("CLANG") or shutil.which("clang++")
     if compiler is None:
-        print("skipped: clang++ is not found; CLANG names another one")
+        print("skipped: clang++ is not found, which CLANG may name")
         return
     build = BUILD / "clang"
     configure(build, f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_UNITY_BUILD=OFF", "-DMASKED_LOSS_CUDA=off")
