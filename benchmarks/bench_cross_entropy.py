@@ -169,7 +169,7 @@ def cases(tiny: bool) -> List[Case]:
 
 def draw(results: List[Result]) -> Figure:
     """Times over the number of classes, and over the share of masked rows."""
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 3.8), layout="constrained")
     faster, time, share = figure.subplots(1, 3)
     classes, masked = ([r for r in results if r.case.group == group] for group in ("classes", "masked"))
     single, half = ([r for r in classes if dtype in r.case.name] for dtype in ("float32", "bfloat16"))
@@ -178,16 +178,16 @@ def draw(results: List[Result]) -> Figure:
         return lambda result: 1e3 * result.median(name)
 
     lines = [Line("float32", single, lambda r: r.ratio(EAGER)), Line("bfloat16", half, lambda r: r.ratio(EAGER))]
-    draw_lines(faster, "Forward and backward: times faster than eager", "classes", lines, doubling=True)
+    draw_lines(faster, "Forward and backward", "classes", "speedup over eager", lines, doubling=True)
     lines = [
         Line("masked_loss", single, milliseconds(OURS)),
-        Line("floor: a copy of the logits", single, milliseconds(COPY)),
+        Line("a copy of the logits", single, milliseconds(COPY)),
     ]
-    draw_lines(time, f"{single[0].case.input_bytes >> 20} MB of float32 logits: ms", "classes", lines, doubling=True)
+    draw_lines(time, f"{single[0].case.input_bytes >> 20} MB of float32 logits", "classes", "ms", lines, doubling=True)
     lines = [
         Line("masked_loss", masked, milliseconds(OURS)),
         Line("eager with ignore_index", masked, milliseconds(EAGER)),
         Line(INDEXED, masked, milliseconds(INDEXED)),
     ]
-    draw_lines(share, f"{masked[0].case.input_bytes >> 20} MB, some rows masked: ms", "share of masked rows", lines)
+    draw_lines(share, f"{masked[0].case.input_bytes >> 20} MB, masked rows", "share of masked rows", "ms", lines)
     return figure

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List
@@ -11,6 +12,17 @@ from common import OURS, Result
 from matplotlib.axes import Axes
 
 COLORS = ["#d94801", "#4292c6", "#41ab5d"]
+
+
+def commit() -> str:
+    """Of the checkout that is measured."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def machine(device: torch.device, threads: int) -> Dict[str, Any]:
@@ -24,6 +36,7 @@ def machine(device: torch.device, threads: int) -> Dict[str, Any]:
         return found[0].removeprefix(key).strip("\t :") if found else "unknown"
 
     described = {
+        "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processor": read("/proc/cpuinfo", "model name"),
@@ -97,14 +110,14 @@ class Line:
     value: Callable[[Result], float]
 
 
-def draw_lines(axes: Axes, title: str, xlabel: str, lines: List[Line], doubling: bool = False) -> None:
+def draw_lines(axes: Axes, title: str, xlabel: str, ylabel: str, lines: List[Line], doubling: bool = False) -> None:
     """Lines over what varies in a group of cases."""
     for color, line in zip(COLORS, lines, strict=False):
         points = [(result.case.x, line.value(result)) for result in line.results]
         axes.plot(*zip(*points, strict=True), "o-", color=color, markersize=4, label=line.label)
     if doubling:
         axes.set_xscale("log", base=2)
-    axes.set(xlabel=xlabel, ylim=(0, None))
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,8 @@
 #include <masked_loss/masked_loss.h>
 
-#include "common/ops.h"
+#include "common/cross_entropy_ops.h"
+#include "common/masked_fill_ops.h"
+#include "common/masks_ops.h"
 #include "common/pointwise_ops.h"
 #include "common/reductions_ops.h"
 #include "common/softmax_ops.h"
@@ -18,7 +20,7 @@ Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const L
 
 Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
                      at::IntArrayRef ignore_index) {
-  return call_check_targets(target, num_classes, mask, ignore_index);
+  return call<CheckTargets>(target, num_classes, mask, ignore_index);
 }
 
 Tensor mse_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const MseLossOptions& options) {
@@ -101,42 +103,29 @@ Tensor masked_whiten(const Tensor& input, const OptionalTensor& mask, const Whit
 }
 
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const at::Scalar& value) {
-  static const auto op =
-      find_op<Tensor(const Tensor&, const Tensor&, const at::Scalar&)>("masked_loss::masked_fill", "Scalar");
-  return op.call(input, mask, value);
+  return call<MaskedFill<at::Scalar>>(input, mask, value);
 }
 
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const Tensor& value) {
-  static const auto op =
-      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&)>("masked_loss::masked_fill", "Tensor");
-  return op.call(input, mask, value);
+  return call<MaskedFill<Tensor>>(input, mask, value);
 }
 
 void masked_fill_(const Tensor& input, const Tensor& mask, const at::Scalar& value) {
-  static const auto op =
-      find_op<void(Tensor&, const Tensor&, const at::Scalar&)>("masked_loss::masked_fill_", "Scalar");
-  op.call(const_cast<Tensor&>(input), mask, value);
+  call<MaskedFill_<at::Scalar>>(const_cast<Tensor&>(input), mask, value);
 }
 
 void masked_fill_(const Tensor& input, const Tensor& mask, const Tensor& value) {
-  static const auto op = find_op<void(Tensor&, const Tensor&, const Tensor&)>("masked_loss::masked_fill_", "Tensor");
-  op.call(const_cast<Tensor&>(input), mask, value);
+  call<MaskedFill_<Tensor>>(const_cast<Tensor&>(input), mask, value);
 }
 
 Tensor sequence_mask(const Tensor& lengths, std::int64_t maxlen, PaddingSide padding_side) {
-  static const auto op = find_op<Tensor(const Tensor&, c10::SymInt, std::string_view)>("masked_loss::sequence_mask");
-  return op.call(lengths, maxlen, padding_side == PaddingSide::Right ? "right" : "left");
+  return call<SequenceMask>(lengths, maxlen, padding_side == PaddingSide::Right ? "right" : "left");
 }
 
 Tensor causal_mask(std::int64_t query_len, std::optional<std::int64_t> key_len, std::optional<at::Device> device) {
-  static const auto op =
-      find_op<Tensor(c10::SymInt, std::optional<c10::SymInt>, std::optional<at::Device>)>("masked_loss::causal_mask");
-  return op.call(query_len, key_len ? std::optional<c10::SymInt>(*key_len) : std::nullopt, device);
+  return call<CausalMask>(query_len, key_len ? std::optional<c10::SymInt>(*key_len) : std::nullopt, device);
 }
 
-Tensor mask_from_ids(const Tensor& tokens, at::IntArrayRef ids) {
-  static const auto op = find_op<Tensor(const Tensor&, at::IntArrayRef)>("masked_loss::mask_from_ids");
-  return op.call(tokens, ids);
-}
+Tensor mask_from_ids(const Tensor& tokens, at::IntArrayRef ids) { return call<MaskFromIds>(tokens, ids); }
 
 }  // namespace masked_loss

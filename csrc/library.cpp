@@ -1,6 +1,7 @@
 #include <torch/library.h>
 
-#include "common/ops.h"
+#include "common/cross_entropy_ops.h"
+#include "common/masked_fill_ops.h"
 #include "common/pointwise_ops.h"
 #include "common/reductions_ops.h"
 #include "common/softmax_ops.h"
@@ -58,7 +59,7 @@ TORCH_LIBRARY(masked_loss, m) {
   }
   def(std::string("masked_whiten(Tensor input, Tensor? mask=None, ") + kWhitenArguments + ") -> Tensor");
   def("_masked_moments(Tensor input, Tensor? mask, int order, int[] dim) -> (Tensor, Tensor, Tensor)");
-  def("_masked_spread(Tensor scale, Tensor? input, Tensor? mean, Tensor? offset, Tensor? mask, SymInt[] sizes, "
+  def("_masked_affine(Tensor scale, Tensor? input, Tensor? mean, Tensor? offset, Tensor? mask, SymInt[] sizes, "
       "ScalarType dtype) -> "
       "Tensor");
 

@@ -1,6 +1,5 @@
 """Sphinx's configuration, and what it cannot do by itself: C++ headers and benchmark results as parts of a page."""
 
-import inspect
 import json
 import re
 from pathlib import Path
@@ -17,10 +16,21 @@ ROOT = Path(__file__).resolve().parents[1]
 HEADERS = ROOT / "csrc" / "include" / "masked_loss"
 
 project = "masked_loss"
+author = "masked_loss developers"
+copyright = f"2026, {author}"
 version = release = masked_loss.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+napoleon_custom_sections = ["Shape"]
+autosummary_generate = False  # the tables link to the same page
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -30,12 +40,15 @@ maximum_signature_line_length = 88
 html_theme = "furo"
 html_title = f"masked_loss {version}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 
-def text_of_twin(name: str) -> list[str]:
-    """What the Python function of the same name says before its arguments: the formula."""
-    function = getattr(masked_loss, name, None)
-    return re.split(r"\n(?:Args|Returns):", inspect.getdoc(function))[0].splitlines() if function else []
+def link_to_twin(name: str) -> list[str]:
+    """To the Python function of the same name, which has the formula and describes the arguments."""
+    if not hasattr(masked_loss, name):
+        return []
+    return [f"In Python: :py:func:`masked_loss.{name}`."]
 
 
 def plain(text: str) -> str:
@@ -52,7 +65,7 @@ def indented(lines: list[str]) -> list[str]:
 
 
 class Header(SphinxDirective):
-    """The declarations of a public header, with their comments and the formulas of their Python twins."""
+    """The declarations of a public header with their comments, and links to the Python functions of the same names."""
 
     required_arguments = 1
 
@@ -85,21 +98,21 @@ class Header(SphinxDirective):
             elif match := re.match(r"enum class (\w+).*\{ (.*) \};", line):
                 lines += [f".. cpp:enum-class:: {match[1]}", *indented(joined(comment))]
                 for enumerator in match[2].split(", "):
-                    lines += indented([f".. cpp:enumerator:: {enumerator}"])
+                    lines += indented([f".. cpp:enumerator:: {enumerator}", "   :no-contents-entry:"])
             elif match := re.match(r"using (\w+) = (\w+);", line):
                 lines += [f".. cpp:type:: {match[1]} = {match[2]}", *indented(joined(comment))]
             else:
                 declaration = line.removeprefix("MASKED_LOSS_API ").rstrip(";")
                 name = re.search(r"(\w+)\(", declaration)[1]
                 lines += [f".. cpp:function:: {declaration}", *indented(joined(comment))]
-                lines += indented(text_of_twin(name))
+                lines += indented(link_to_twin(name))
             comment = []
         return lines
 
     def member(self, line: str) -> list[str]:
         declaration, _, comment = line.partition("//")
         declaration = re.sub(r"(\w)(\{.*\});", r"\1 = \2", declaration.strip()).rstrip(";")
-        return [f".. cpp:member:: {declaration}", *indented(joined([comment]))]
+        return [f".. cpp:member:: {declaration}", "   :no-contents-entry:", *indented(joined([comment]))]
 
 
 class Benchmarks(SphinxDirective):

@@ -1,4 +1,4 @@
-"""Draws the four rules, with numbers computed as they are drawn: `python docs/rules.py` writes docs/rules/*.svg."""
+"""Draws the four rules with computed numbers: `python docs/rules.py` writes docs/rules/*.svg."""
 
 import math
 import sys
@@ -29,8 +29,11 @@ def each(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
 
 
+CELL = 0.52  # inches, in every picture
+
+
 def cells(axes: Axes, title: str, values: Tensor, mask: Tensor, below: str, places: int = 2) -> None:
-    """A grid of numbers: what is kept in blue, padding in grey, NaN in orange."""
+    """A grid of numbers: unmasked positions in blue, padding in grey, NaN in orange."""
     for (row, column), value in zip(
         torch.cartesian_prod(*map(torch.arange, values.shape)), values.flatten(), strict=True
     ):
@@ -38,26 +41,39 @@ def cells(axes: Axes, title: str, values: Tensor, mask: Tensor, below: str, plac
         axes.add_patch(Rectangle((column, row), 0.94, 0.9, color=color, linewidth=0))
         text = "NaN" if value.isnan() else f"{value:.{places}f}" if value != 0 else "0"
         axes.text(column + 0.47, row + 0.48, text, ha="center", va="center", fontsize=9)
-    axes.set(xlim=(-0.02, values.shape[1]), ylim=(values.shape[0], -0.02), aspect="equal")
+    # The same limits for all grids of a picture, and so the same cells.
+    axes.set(xlim=(-0.02, MASK.shape[1]), ylim=(MASK.shape[0] + 0.45, -0.02), aspect="equal")
     axes.axis("off")
-    axes.set_title(title, fontsize=10, family="monospace")
-    axes.text(values.shape[1] / 2 - 0.03, values.shape[0] + 0.12, below, ha="center", va="top", fontsize=9)
+    axes.set_title(title if "\n" in title else f"\n{title}", fontsize=9, family="monospace")
+    middle, bottom = values.shape[1] / 2 - 0.03, values.shape[0] + 0.12
+    axes.text(middle, bottom, below, ha="center", va="top", fontsize=9)
 
 
-def panels(count: int, width: float = 9.0, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+def panels(count: int, *kinds: str) -> tuple[Figure, list[Axes]]:
+    """Axes side by side, over a legend of the kinds of cells."""
+    size = (count * (MASK.shape[1] + 1.5) * CELL, (MASK.shape[0] + 2.6) * CELL)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    colors = {"unmasked": KEPT, "masked": PADDING, "NaN": BAD}
+    handles = [Rectangle((0, 0), 1, 1, color=colors[kind], label=kind) for kind in kinds]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), frameon=False, fontsize=9)
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def no_mask() -> Figure:
     logits, target = batch()
-    theirs = each(logits, target)
-    ours = masked_loss.cross_entropy(logits, target, dim=-1, reduction="none")
-    figure, (left, right) = panels(2)
     everything = torch.ones_like(MASK)
-    cells(left, "F.cross_entropy", theirs, everything, f"mean {theirs.mean():.4f}")
-    mean = masked_loss.cross_entropy(logits, target, dim=-1)
-    cells(right, "masked_loss.cross_entropy", ours, everything, f"mean {mean:.4f}")
+    ours = {
+        "cross_entropy(logits, target)": None,
+        "cross_entropy(…, mask=all True)": everything,
+    }
+    figure, axes = panels(3, "unmasked")
+    theirs = each(logits, target)
+    cells(axes[0], "F.cross_entropy", theirs, everything, f"mean {theirs.mean():.4f}")
+    for axis, (title, mask) in zip(axes[1:], ours.items(), strict=True):
+        losses = masked_loss.cross_entropy(logits, target, mask, dim=-1, reduction="none")
+        mean = masked_loss.cross_entropy(logits, target, mask, dim=-1)
+        assert torch.allclose(losses, theirs) and torch.allclose(mean, theirs.mean())
+        cells(axis, f"masked_loss.\n{title}", losses, everything, f"mean {mean:.4f}")
     return figure
 
 
@@ -65,10 +81,10 @@ def absent() -> Figure:
     logits, target = batch()
     ours = masked_loss.cross_entropy(logits, target, MASK, dim=-1, reduction="none")
     alone = F.cross_entropy(logits[MASK], target[MASK], reduction="none").unflatten(0, (2, 5))
-    figure, (left, right) = panels(2)
+    figure, (left, right) = panels(2, "unmasked", "masked")
     mean = masked_loss.cross_entropy(logits, target, MASK, dim=-1)
-    cells(left, "masked_loss.cross_entropy(…, mask)", ours, MASK, f"mean {mean:.4f}, of the 10 that are kept")
-    title = "F.cross_entropy(logits[mask], target[mask])"
+    cells(left, "masked_loss.cross_entropy(…, mask)", ours, MASK, f"mean {mean:.4f} of 10 unmasked positions")
+    title = "F.cross_entropy(x[mask], target[mask])"
     cells(right, title, alone, torch.ones(2, 5, dtype=torch.bool), f"mean {alone.mean():.4f}")
     return figure
 
@@ -76,11 +92,11 @@ def absent() -> Figure:
 def never_read() -> Figure:
     logits, target = batch()
     garbage = logits.detach().where(MASK[..., None], math.nan).requires_grad_()
-    figure, axes = panels(3, width=10.5)
+    figure, axes = panels(3, "unmasked", "masked", "NaN")
     cells(axes[0], "one logit of each position", garbage.detach()[..., 0], MASK, "NaN in the padding")
     losses = {
-        "gradient of (loss * mask).mean()": (each(garbage, target) * MASK).mean(),
-        "gradient of masked_loss": masked_loss.cross_entropy(garbage, target, MASK, dim=-1),
+        "its gradient:\n(loss * mask).sum() / mask.sum()": (each(garbage, target) * MASK).sum() / MASK.sum(),
+        "its gradient:\nmasked_loss.cross_entropy": masked_loss.cross_entropy(garbage, target, MASK, dim=-1),
     }
     for axis, (title, loss) in zip(axes[1:], losses.items(), strict=True):
         (gradient,) = torch.autograd.grad(loss, garbage)
@@ -88,7 +104,7 @@ def never_read() -> Figure:
             shown = "NaN"
         else:
             assert loss == masked_loss.cross_entropy(logits, target, MASK, dim=-1)
-            shown = f"{loss:.4f}, as without the NaN"
+            shown = f"{loss:.4f}, the same as without NaN"
         cells(axis, title, gradient[..., 0], MASK, f"loss {shown}", places=3)
     return figure
 
@@ -97,10 +113,10 @@ def nothing_kept() -> Figure:
     logits, target = batch()
     nothing = torch.zeros_like(MASK)
     losses = {
-        "gradient of (loss * mask).sum() / mask.sum()": (each(logits, target) * nothing).sum() / nothing.sum(),
-        "gradient of masked_loss": masked_loss.cross_entropy(logits, target, nothing, dim=-1),
+        "gradient of\n(loss * mask).sum() / mask.sum()": (each(logits, target) * nothing).sum() / nothing.sum(),
+        "gradient of\nmasked_loss.cross_entropy": masked_loss.cross_entropy(logits, target, nothing, dim=-1),
     }
-    figure, axes = panels(2)
+    figure, axes = panels(2, "masked", "NaN")
     for axis, (title, loss) in zip(axes, losses.items(), strict=True):
         (gradient,) = torch.autograd.grad(loss, logits)
         cells(axis, title, gradient[..., 0], nothing, f"loss {'NaN' if loss.isnan() else f'{loss:.0f}'}")

@@ -1,6 +1,6 @@
-"""Trains a small transformer whose attention is masked twice: it sees neither padding nor what comes later.
+"""Trains a small transformer with masked attention: a query sees neither padding nor later positions.
 
-The two masks are one tensor, `[B, 1, T, T]`, that `softmax` reads by its strides; nothing is filled with -inf.
+The two masks are combined to one tensor `[B, 1, T, T]`, which `softmax` does not expand. Nothing is filled with -inf.
 """
 
 import argparse

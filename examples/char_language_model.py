@@ -1,8 +1,8 @@
 """Trains a character-level language model on lines of different lengths, with a masked loss.
 
-The text is the source code of Python's own standard library, which every machine has. Its lines are padded to batches
-``[B, T]``; ``sequence_mask`` says which characters are real, and ``cross_entropy`` takes logits ``[B, T, V]`` as they
-are: no flattening, no ``ignore_index`` written into the targets. About two minutes on one CPU core:
+The text is the source code of Python's standard library, so nothing is downloaded. Its lines are padded to batches
+``[B, T]``. ``sequence_mask`` marks the real characters, and ``cross_entropy`` takes logits ``[B, T, V]`` without
+flattening, and targets without ``ignore_index``. It takes about two minutes on one CPU core:
 
     python examples/char_language_model.py [--seconds 100] [--output out/demo.png]
 """
@@ -159,7 +159,7 @@ def compare_losses(model: LineModel, batches: list[Batch]) -> None:
 
 
 def compare_gradients(model: LineModel, batch: Batch) -> None:
-    """Prints how the gradient differs from that of ``ignore_index``, and what NaN at padded positions does."""
+    """Prints the difference of the gradient from that of ``ignore_index``, and the effect of NaN in the padding."""
     inputs, targets, mask = batch
     logits = model(inputs)[0].detach().requires_grad_()
     loss = masked_loss.cross_entropy(logits, targets, mask, dim=-1)

@@ -1,6 +1,6 @@
-"""Trains one classifier on several tasks, each of which has some of the classes: the others do not exist for it.
+"""Trains one classifier on several tasks. Each task has some of the classes, and a class mask excludes the others.
 
-Without a class mask the model spends probability on classes that an example cannot have.
+Without a class mask the model gives probability to classes that an example cannot have.
 """
 
 import argparse

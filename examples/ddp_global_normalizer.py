@@ -1,9 +1,9 @@
-"""DistributedDataParallel and gradient accumulation on padded sequences, with the gradient of one big batch.
+"""DistributedDataParallel and gradient accumulation on padded sequences, with the gradient of one large batch.
 
-A micro-batch's own mean weighs each of its tokens by how few tokens it has. Where micro-batches or processes keep
-unequal numbers of tokens, the mean of their means is therefore not the mean over the batch. Dividing every loss by one
-global count is: ``normalizer=global_normalizer(count)``. This script prints how far each is from the gradient of the
-whole batch at once, then trains. It starts two processes by itself, or joins those that torchrun has started:
+If micro-batches or processes have different numbers of tokens, the mean of their means is not the mean over the batch:
+tokens of small micro-batches get too much weight. Dividing every loss by one global count is correct:
+``normalizer=global_normalizer(count)``. This script prints the difference of both from the gradient of the whole batch,
+then trains. It starts two processes, or joins those that torchrun has started:
 
     python examples/ddp_global_normalizer.py
     torchrun --nproc-per-node 3 examples/ddp_global_normalizer.py
@@ -88,7 +88,7 @@ def train() -> None:
 
     for step in range(STEPS):
         batches = [pad(sequences) for sequences in local_sequences(rank, step)]
-        # Count before the first backward pass: what this process keeps in the step, then what all of them keep.
+        # Before the first backward pass, count the tokens of this process in the step, then those of all processes.
         count = sum(masked_loss.loss_normalizer(batch.targets, batch.mask) for batch in batches)
         normalizer = global_normalizer(count)
 

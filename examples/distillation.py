@@ -1,6 +1,6 @@
-"""Trains a small model to give the class probabilities of a large one, on a padded batch.
+"""Trains a small model to predict the class probabilities of a large one, on a padded batch.
 
-`cross_entropy` takes probabilities where it takes class indices; the padding holds none, and is never read.
+`cross_entropy` takes class probabilities as targets. In the padding they are NaN, which is never read.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
         if step % 40 == 0 or step == steps - 1:
             print(f"step {step:3d}: loss {loss.item():.4f}")
 
-    # Masked equals absent: the positions that are kept, flattened.
+    # Masked equals absent: compare with the unmasked positions, flattened.
     logits = student(x)
     masked = criterion(logits, probabilities, mask)
     alone = nn.functional.cross_entropy(logits[mask], probabilities[mask])

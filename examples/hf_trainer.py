@@ -1,8 +1,8 @@
 """Trains a tiny causal language model with Hugging Face's `Trainer` and a masked loss.
 
-Loss and gradients are those of the `Trainer`'s own loss. Gradient accumulation over micro-batches with different
-numbers of tokens gives the gradient of the one large batch, where a mean of their means does not. The model is made at
-random and its text comes with Python: nothing is downloaded.
+Loss and gradients agree with the `Trainer`'s own loss. Gradient accumulation over micro-batches with different numbers
+of tokens gives the gradient of one large batch; a mean of the micro-batches' means does not. The model is initialized
+at random and the text comes with Python, so nothing is downloaded.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CHARACTERS, BATCH, MICRO_BATCH = 128, 8, 2
 
 
 def masked_causal_loss(outputs: CausalLMOutput, labels: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
-    """For `Trainer(compute_loss_func=...)`: the logits of each position against the next label, where that is kept."""
+    """For `Trainer(compute_loss_func=...)`: cross entropy of the logits of each position and the next label."""
     # Labels are shifted, not logits: the gradient of logits[:, :-1] would be copied into one of the whole size.
     next_labels = F.pad(labels, (0, 1), value=-100)[:, 1:]
     # The number of items is that of all micro-batches of an optimizer step.

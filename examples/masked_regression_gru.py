@@ -1,4 +1,4 @@
-"""Trains a GRU to predict the next value of each of many series of different lengths, padded into one batch.
+"""Trains a GRU to predict the next value of series of different lengths, padded into one batch.
 
 The padding of the targets is NaN, to show that it is never read.
 """
@@ -26,7 +26,7 @@ class Forecaster(nn.Module):
         self.head = nn.Linear(hidden, 1)
 
     def forward(self, series: Tensor) -> Tensor:
-        # The loss does not read what the GRU makes of padding, but its own backward pass would multiply NaN by 0.
+        # The loss does not read NaN in the padding, but the GRU's backward pass would multiply it by 0.
         states, _ = self.gru(series.nan_to_num().unsqueeze(-1))
         return self.head(states).squeeze(-1)
 

@@ -1,6 +1,6 @@
-"""Trains a classifier with many labels, of which most are unknown: nobody looked, so they are neither 1 nor 0.
+"""Trains a multi-label classifier with labels of which most are unknown, neither 1 nor 0.
 
-Taking an unknown label for a 0 teaches the model that what was not looked for is not there.
+Treating an unknown label as 0 teaches the model that unlabelled classes are absent.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Trains an encoder and a decoder to reverse sequences of different lengths.
 
-The logits stay `[B, T, V]` and the targets `[B, T]`: nothing is flattened, transposed or copied for the loss.
+The loss takes logits `[B, T, V]` and targets `[B, T]`: nothing is flattened, transposed or copied.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Trains a GRU to tag the words of sentences of different lengths, some of which have no tag.
 
-Two ids stand for what is not to be learned: PAD behind the end of a sentence, and UNTAGGED where nobody set a tag.
+Two ids are ignored: PAD after the end of a sentence, and UNTAGGED for words without a tag.
 """
 
 import argparse

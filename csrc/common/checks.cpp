@@ -1,13 +1,15 @@
-#include "argument_checks.h"
+#include "checks.h"
 
 #include <ATen/autocast_mode.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/functorch/BatchedTensorImpl.h>
+#include <masked_loss/export.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <numeric>
 #include <string_view>
+
+#include "paths.h"
 
 namespace masked_loss {
 
@@ -19,7 +21,7 @@ void check_layout(const char* op, const char* name, const Tensor& tensor) {
                                         : "a sparse one");
 }
 
-void check_beside(const char* op, const char* name, const Tensor& tensor, const char* other, const Tensor& there) {
+void check_device(const char* op, const char* name, const Tensor& tensor, const char* other, const Tensor& there) {
   check_layout(op, name, tensor);
   TORCH_CHECK(tensor.device() == there.device(), op, ": expected ", name, " on the device of ", other, ", ",
               there.device(), ", got ", tensor.device());
@@ -67,7 +69,7 @@ void check_normalizer(const char* op, const OptionalTensor& normalizer, Reductio
   TORCH_CHECK_VALUE(reduction != Reduction::None && reduction != Reduction::Sum, op,
                     ": expected a normalizer only with a mean for a reduction, got reduction '",
                     reduction == Reduction::None ? "none" : "sum", "'");
-  check_beside(op, "normalizer", *normalizer, "input", beside);
+  check_device(op, "normalizer", *normalizer, "input", beside);
   TORCH_CHECK(normalizer->dim() == 0, op, ": expected normalizer to be a number or a 0-d tensor, got shape ",
               normalizer->sym_sizes());
   TORCH_CHECK_TYPE(!normalizer->is_complex() && normalizer->scalar_type() != at::kBool, op,
@@ -135,26 +137,14 @@ void check_not_negative(const char* op, const char* name, const c10::SymInt& val
   }
 }
 
-bool is_differentiated(const OptionalTensor& tensor) {
-  if (!tensor) return false;
-  // A batch of vmap's hides what it wraps.
-  if (const auto* batched = at::functorch::maybeGetBatchedImpl(*tensor)) return is_differentiated(batched->value());
-  return (tensor->requires_grad() && at::GradMode::is_enabled()) || tensor->_fw_grad(/*level=*/0).defined();
-}
-
 at::ScalarType accumulation_type(at::ScalarType type) { return type == at::kDouble ? at::kDouble : at::kFloat; }
 
-at::ScalarType result_type(const Tensor& input) { return result_type(input, input.scalar_type()); }
-
-at::ScalarType result_type(const Tensor& input, at::ScalarType type) {
-  const bool half = type == at::kHalf || type == at::kBFloat16;
+at::ScalarType result_type(const Tensor& input, at::ScalarType computed, std::optional<at::ScalarType> dtype) {
+  if (dtype) return *dtype;
+  const bool half = computed == at::kHalf || computed == at::kBFloat16;
   const auto device = input.device().type();
   const bool autocast = at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
-  return half && autocast ? at::kFloat : type;
-}
-
-at::ScalarType result_type(const Tensor& input, at::ScalarType computed, std::optional<at::ScalarType> dtype) {
-  return dtype ? *dtype : result_type(input, computed);
+  return half && autocast ? at::kFloat : computed;
 }
 
 }  // namespace masked_loss

@@ -1,4 +1,4 @@
-#include "argument_checks.h"
+#include "cross_entropy_ops.h"
 
 #include <limits>
 
@@ -49,25 +49,25 @@ void check_rows(const RowArguments& rows, c10::SymIntArrayRef input_sizes) {
   if (!rows.probabilities) check_target(op, rows.target);
   const auto sizes = sym_row_sizes(rows);
   if (rows.mask) {
-    check_beside(op, "mask", *rows.mask, "target", rows.target);
+    check_device(op, "mask", *rows.mask, "target", rows.target);
     check_mask_dtype(op, "mask", *rows.mask,
                      "; weights of the positions are passed as sample_weight=, of the classes as weight=");
     check_broadcast(op, "mask", *rows.mask, sizes, "target");
   }
   if (rows.sample_weight) {
-    check_beside(op, "sample_weight", *rows.sample_weight, "target", rows.target);
+    check_device(op, "sample_weight", *rows.sample_weight, "target", rows.target);
     check_weight_dtype(op, "sample_weight", *rows.sample_weight,
                        "; what says which positions count is passed as mask=");
     check_broadcast(op, "sample_weight", *rows.sample_weight, sizes, "target");
   }
   if (rows.weight) {
-    check_beside(op, "weight", *rows.weight, "target", rows.target);
+    check_device(op, "weight", *rows.weight, "target", rows.target);
     check_weight_dtype(op, "weight", *rows.weight, "");
     TORCH_CHECK(rows.weight->dim() == 1, op, ": expected weight of shape [C], got ", rows.weight->sym_sizes());
     if (rows.classes) check_classes(op, "weight", *rows.weight, *rows.classes);
   }
   if (rows.class_mask) {
-    check_beside(op, "class_mask", *rows.class_mask, "target", rows.target);
+    check_device(op, "class_mask", *rows.class_mask, "target", rows.target);
     check_mask_dtype(op, "class_mask", *rows.class_mask, "");
     if (rows.class_mask->dim() == 1 && input_sizes.size() != 1) {
       if (rows.classes) check_classes(op, "class_mask", *rows.class_mask, *rows.classes);
@@ -92,9 +92,7 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
                                  const CrossEntropyOptions& options) {
   constexpr auto op = "cross_entropy";
   check_layout(op, "input", input);
-  const auto type = input.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
-                   ": expected input of dtype float32, float64, bfloat16 or float16, got ", type);
+  check_floating(op, "input", input);
   TORCH_CHECK(input.dim() >= 1, op, ": expected input with a class dimension, got a 0-d tensor");
   const auto reduction = static_cast<std::int64_t>(options.reduction);
   TORCH_CHECK_VALUE(reduction >= 0 && reduction <= static_cast<std::int64_t>(Reduction::SequenceMean), op,
@@ -105,7 +103,7 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
   check_dtype(op, options.dtype);
   const auto dim = class_dim(op, options.dim, input.dim());
   const auto sizes = input.sym_sizes();
-  check_beside(op, "target", target, "input", input);
+  check_device(op, "target", target, "input", input);
   const bool probabilities = target.is_floating_point();
   if (probabilities) {
     check_probabilities(op, target, sizes, options.ignore_index);
@@ -166,7 +164,7 @@ RowArguments check_cross_entropy_backward(const Tensor& grad, const Tensor& inpu
 
 void check_scale_gradient_(const Tensor& gradient, const Tensor& grad) {
   TORCH_CHECK(grad.dim() == 0, "_scale_gradient_: expected grad to be 0-d, got ", grad.sizes());
-  check_beside("_scale_gradient_", "grad", grad, "gradient", gradient);
+  check_device("_scale_gradient_", "grad", grad, "gradient", gradient);
 }
 
 RowArguments check_loss_normalizer(const Tensor& target, const OptionalTensor& mask,
@@ -226,9 +224,14 @@ at::ScalarType cross_entropy_type(const Tensor& input, const Tensor& target, std
   return target.is_floating_point() ? at::promoteTypes(type, target.scalar_type()) : type;
 }
 
+at::ScalarType cross_entropy_result_type(const Tensor& input, const Tensor& target,
+                                         const CrossEntropyOptions& options) {
+  return result_type(input, cross_entropy_type(input, target, options.dtype), options.dtype);
+}
+
 std::pair<Tensor, Tensor> in_one_dtype(const Tensor& input, const Tensor& target, std::optional<at::ScalarType> dtype) {
   const auto type = cross_entropy_type(input, target, dtype);
-  return {input.to(type), target.is_floating_point() ? target.to(type) : target};
+  return {converted(input, type), target.is_floating_point() ? converted(target, type) : target};
 }
 
 }  // namespace masked_loss

@@ -1,7 +1,7 @@
 #pragma once
 
-#include "accumulation.h"
 #include "cross_entropy.h"
+#include "cross_entropy_ops.h"
 #include "row_view.h"
 #include "strides.h"
 

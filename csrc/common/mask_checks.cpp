@@ -1,12 +1,13 @@
 // What is checked of a mask, and the hints for masks that do not fit: from their shapes and values.
 #include <ATen/Parallel.h>
 #include <ATen/functorch/BatchedTensorImpl.h>
+#include <ATen/ops/ne.h>
 #include <torch/library.h>
 
 #include <atomic>
 #include <sstream>
 
-#include "argument_checks.h"
+#include "checks.h"
 
 namespace masked_loss {
 namespace {
@@ -141,11 +142,10 @@ std::string rank_hint(const char* name, const Tensor& tensor, c10::SymIntArrayRe
   return hint.str();
 }
 
-void call_check_mask(const Tensor& mask, std::string_view op, std::string_view name) {
-  static const auto check =
-      find_op<void(const Tensor&, std::string_view, std::string_view)>("masked_loss::_check_mask");
-  check.call(mask, op, name);
-}
+// (mask, op, name): the error of an integer mask that holds something else than 0 and 1.
+struct CheckMask : Op<void(const Tensor&, std::string_view, std::string_view)> {
+  static constexpr auto name = "_check_mask";
+};
 
 }  // namespace
 
@@ -174,8 +174,10 @@ void check_broadcast(const char* op, const char* name, const Tensor& tensor, c10
   }
 }
 
+Tensor byte_mask(const Tensor& mask) { return mask.itemsize() == 1 ? mask : mask.ne(0); }
+
 void check_mask_values(const char* op, const char* name, const OptionalTensor& mask) {
-  if (mask && is_integral(*mask)) call_check_mask(*mask, op, name);
+  if (mask && is_integral(*mask)) call<CheckMask>(*mask, op, name);
 }
 
 void check_readable_mask(std::string_view op, std::string_view name, const Tensor& mask) {
@@ -197,16 +199,16 @@ namespace {
 
 void check_batched_mask(const Tensor& mask, std::string_view op, std::string_view name) {
   const c10::impl::ExcludeDispatchKeyGuard below(c10::DispatchKey::FuncTorchBatched);
-  call_check_mask(at::functorch::maybeGetBatchedImpl(mask)->value(), op, name);
+  call<CheckMask>(at::functorch::maybeGetBatchedImpl(mask)->value(), op, name);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) {
-  m.impl("_check_mask",
+  m.impl(CheckMask::name,
          [](const Tensor& mask, std::string_view op, std::string_view name) { check_readable_mask(op, name, mask); });
 }
 
-TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) { m.impl("_check_mask", check_batched_mask); }
+TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) { m.impl(CheckMask::name, check_batched_mask); }
 
 }  // namespace masked_loss

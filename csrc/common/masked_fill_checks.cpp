@@ -1,7 +1,10 @@
-#include "argument_checks.h"
-
+#include <ATen/Dispatch_v2.h>
 #include <ATen/ExpandUtils.h>
 #include <ATen/MemoryOverlap.h>
+
+#include <cstring>
+
+#include "masked_fill_ops.h"
 
 namespace masked_loss {
 
@@ -9,7 +12,7 @@ namespace {
 
 void check_fill(const char* op, const Tensor& input, const Tensor& mask, const Tensor* value) {
   check_layout(op, "input", input);
-  check_beside(op, "mask", mask, "input", input);
+  check_device(op, "mask", mask, "input", input);
   check_mask_dtype(op, "mask", mask, "");
   if (value != nullptr) {
     check_layout(op, "value", *value);
@@ -42,6 +45,26 @@ void check_memory_overlap(const Tensor& input, const Tensor& mask) {
               input.strides(), "; clone() it first");
   TORCH_CHECK(mask.is_same(input) || at::get_overlap_status(input, mask) != at::MemOverlapStatus::Partial, op,
               ": expected mask that does not share memory with input, got a partial overlap; clone() the mask first");
+}
+
+Bits16 element_bits(const char* op, const at::Scalar& value, const Tensor& input) {
+  Bits16 bits{};
+  const auto take = [&] {
+    AT_DISPATCH_V2(input.scalar_type(), "masked_fill", AT_WRAP([&] {
+                     const auto element = value.to<scalar_t>();
+                     std::memcpy(&bits, &element, sizeof(element));
+                   }),
+                   AT_EXPAND(AT_ALL_TYPES_AND_COMPLEX), AT_EXPAND(AT_BAREBONES_UNSIGNED_TYPES),
+                   AT_EXPAND(AT_FLOAT8_TYPES), at::kBool, at::kHalf, at::kBFloat16, at::kComplexHalf);
+  };
+  try {
+    take();
+  } catch (const c10::NotImplementedError&) {
+    TORCH_CHECK_TYPE(false, op, ": expected input of a dtype whose elements can be filled, got ", input.scalar_type());
+  } catch (const std::exception&) {
+    TORCH_CHECK(false, op, ": expected value that input's dtype, ", input.scalar_type(), ", can hold, got ", value);
+  }
+  return bits;
 }
 
 Tensor broadcast_to_mask(const Tensor& input, const Tensor& mask) {

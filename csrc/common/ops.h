@@ -1,73 +1,103 @@
 #pragma once
 
-#include <masked_loss/cross_entropy.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 
-#include "carry.h"
+#include <optional>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 namespace masked_loss {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The only list of an options struct's members, and beside it the schema arguments in the same order.
-inline auto fields(const CrossEntropyOptions& options) {
-  const auto& [reduction, weight, sample_weight, class_mask, normalizer, ignore_index, label_smoothing, z_loss, dim,
-               dtype] = options;
-  return std::tie(reduction, weight, sample_weight, class_mask, normalizer, ignore_index, label_smoothing, z_loss, dim,
-                  dtype);
-}
-inline constexpr auto kCrossEntropyArguments =
-    "int reduction=1, Tensor? weight=None, Tensor? sample_weight=None, Tensor? class_mask=None, "
-    "Tensor? normalizer=None, int[1] ignore_index=-100, float label_smoothing=0., float z_loss=0., int dim=1, "
-    "ScalarType? dtype=None";
+// An op of the library as a type: a struct with `name`, and `overload` if it has one, that inherits Op or
+// OpWithOptions.
+template <class Signature_>
+struct Op {
+  using Signature = Signature_;
+  static constexpr auto overload = "";
 
-inline auto fields(const LossNormalizerOptions& options) {
-  const auto& [weight, sample_weight, class_mask, ignore_index, dim] = options;
-  return std::tie(weight, sample_weight, class_mask, ignore_index, dim);
-}
-inline constexpr auto kLossNormalizerArguments =
-    "Tensor? weight=None, Tensor? sample_weight=None, Tensor? class_mask=None, int[1] ignore_index=-100, int dim=1";
-
-struct CrossEntropy : Carry<CrossEntropyOptions, Tensor, const Tensor&, const Tensor&, const OptionalTensor&> {
-  static constexpr auto name = "masked_loss::cross_entropy";
-};
-// -> (loss, softmax), both in the accumulation dtype; softmax [..., 2] holds each row's maximum and sum of exp(x -
-// maximum): their log-sum-exp as one number would lose the digits of large logits
-struct CrossEntropyForward
-    : Carry<CrossEntropyOptions, std::tuple<Tensor, Tensor>, const Tensor&, const Tensor&, const OptionalTensor&> {
-  static constexpr auto name = "masked_loss::_cross_entropy_forward";
-};
-// -> (loss in the accumulation dtype, gradient of the input); scalar reductions only
-struct CrossEntropyForwardGrad
-    : Carry<CrossEntropyOptions, std::tuple<Tensor, Tensor>, const Tensor&, const Tensor&, const OptionalTensor&> {
-  static constexpr auto name = "masked_loss::_cross_entropy_forward_grad";
-};
-// (grad, input, target, softmax, mask) -> gradient of the input
-struct CrossEntropyBackward : Carry<CrossEntropyOptions, Tensor, const Tensor&, const Tensor&, const Tensor&,
-                                    const Tensor&, const OptionalTensor&> {
-  static constexpr auto name = "masked_loss::_cross_entropy_backward";
-};
-struct LossNormalizer : Carry<LossNormalizerOptions, Tensor, const Tensor&, const OptionalTensor&> {
-  static constexpr auto name = "masked_loss::loss_normalizer";
+  template <class Handle, class... Arguments>
+  static auto call(const Handle& op, Arguments&&... arguments) {
+    return op.call(std::forward<Arguments>(arguments)...);
+  }
 };
 
-// The typed handle of an op without an options struct; `name` and `overload` must be the same at every call.
-template <class Signature>
-auto find_op(const char* name, const char* overload = "") {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).template typed<Signature>();
+// The type that a member of an options struct has as an argument of an op.
+template <class T>
+struct DispatcherType {
+  using type = const T&;
+};
+template <class T>
+  requires std::is_arithmetic_v<T>
+struct DispatcherType<T> {
+  using type = T;
+};
+template <class T>
+  requires std::is_enum_v<T>
+struct DispatcherType<T> {
+  using type = std::int64_t;
+};
+template <class T>
+struct DispatcherType<std::vector<T>> {
+  using type = at::ArrayRef<T>;
+};
+template <class T>
+using dispatcher_type = typename DispatcherType<T>::type;
+
+template <class T>
+T from_dispatcher(dispatcher_type<T> value) {
+  if constexpr (requires { value.vec(); }) {
+    return value.vec();
+  } else {
+    return static_cast<T>(value);
+  }
 }
 
-inline Tensor call_check_targets(const Tensor& target, const c10::SymInt& num_classes, const OptionalTensor& mask,
-                                 at::IntArrayRef ignore_index) {
-  static const auto op =
-      find_op<Tensor(const Tensor&, c10::SymInt, const OptionalTensor&, at::IntArrayRef)>("masked_loss::check_targets");
-  return op.call(target, num_classes, mask, ignore_index);
+template <class Options, class Result, class Members, class... Lead>
+struct OpOfMembers;
+
+template <class Options_, class Result, class... Member, class... Lead>
+struct OpOfMembers<Options_, Result, std::tuple<const Member&...>, Lead...>
+    : Op<Result(Lead..., dispatcher_type<Member>...)> {
+  using Options = Options_;
+
+  // `function`, which takes the options as a struct, as a kernel of the op.
+  template <auto function>
+  static Result kernel(Lead... lead, dispatcher_type<Member>... member) {
+    return function(lead..., Options{from_dispatcher<Member>(member)...});
+  }
+
+  template <class Handle>
+  static Result call(const Handle& op, Lead... lead, const Options& options) {
+    return std::apply(
+        [&](const Member&... member) { return op.call(lead..., static_cast<dispatcher_type<Member>>(member)...); },
+        fields(options));
+  }
+};
+
+// An op whose arguments are `Lead...` and then the members of `Options`, in the order of fields(const Options&).
+template <class Options, class Result, class... Lead>
+using OpWithOptions = OpOfMembers<Options, Result, decltype(fields(std::declval<const Options&>())), Lead...>;
+
+// The handle of an op, for the dispatcher.
+template <class Op>
+auto find() {
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow((std::string("masked_loss::") + Op::name).c_str(), Op::overload)
+      .template typed<typename Op::Signature>();
 }
 
+// Calls an op by way of the dispatcher.
 template <class Op, class... Arguments>
-auto call(const Arguments&... arguments) {
-  static const auto op = Op::find(Op::name);
-  return Op::call(op, arguments...);
+auto call(Arguments&&... arguments) {
+  static const auto op = find<Op>();
+  return Op::call(op, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace masked_loss

@@ -1,4 +1,4 @@
-#include "argument_checks.h"
+#include "pointwise_ops.h"
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/ops/result_type.h>
@@ -18,17 +18,17 @@ void check_pointwise_options(const char* op, c10::SymIntArrayRef shape, const Te
                     number);
   constexpr auto of = "the loss";
   if (mask) {
-    check_beside(op, "mask", *mask, "input", beside);
+    check_device(op, "mask", *mask, "input", beside);
     check_mask_dtype(op, "mask", *mask, "; weights of the elements are passed as sample_weight=");
     check_broadcast(op, "mask", *mask, shape, of);
   }
   if (sample_weight) {
-    check_beside(op, "sample_weight", *sample_weight, "input", beside);
+    check_device(op, "sample_weight", *sample_weight, "input", beside);
     check_weight_dtype(op, "sample_weight", *sample_weight, "; what says which elements count is passed as mask=");
     check_broadcast(op, "sample_weight", *sample_weight, shape, of);
   }
   if (weight) {
-    check_beside(op, "weight", *weight, "input", beside);
+    check_device(op, "weight", *weight, "input", beside);
     check_weight_dtype(op, "weight", *weight, "");
     check_broadcast(op, "weight", *weight, shape, of);
   }
@@ -42,7 +42,7 @@ PointwiseCall resolve_pointwise(PointwiseCall call) {
   auto& [name, input, target, other, mask, options, dtype] = call;
   const auto& traits = pointwise_traits(options.loss);
   check_layout(op, "input", input);
-  check_beside(op, "target", target, "input", input);
+  check_device(op, "target", target, "input", input);
   TORCH_CHECK_TYPE(!input.is_complex() && !target.is_complex(), op, ": expected real input and target, got ",
                    input.scalar_type(), " and ", target.scalar_type());
   auto type = at::result_type(input, target);
@@ -61,7 +61,7 @@ PointwiseCall resolve_pointwise(PointwiseCall call) {
   }
   if (other) {
     const auto* other_name = traits.other_name();
-    check_beside(op, other_name, *other, "input", input);
+    check_device(op, other_name, *other, "input", input);
     check_floating(op, other_name, *other);
     if (traits.has_other_slope) {
       // As torch: a variance for each element, or for each slice along the last dimension.
@@ -103,7 +103,7 @@ void check_pointwise(const Tensor& input, const Tensor& target, const OptionalTe
   check_layout(op, "input", input);
   check_floating(op, "input", input);
   const auto check_alike = [&](const char* name, const Tensor& tensor) {
-    check_beside(op, name, tensor, "input", input);
+    check_device(op, name, tensor, "input", input);
     TORCH_CHECK_TYPE(tensor.scalar_type() == input.scalar_type(), op, ": expected ", name, " of the input's dtype, ",
                      input.scalar_type(), ", got ", tensor.scalar_type());
     TORCH_CHECK(tensor.dim() == input.dim(), op, ": expected ", name, " of the input's rank, ", input.dim(), ", got ",
@@ -114,8 +114,8 @@ void check_pointwise(const Tensor& input, const Tensor& target, const OptionalTe
   check_pointwise_options(op, input.sym_sizes(), input, mask, options);
 }
 
-void throw_unfit(const char* op, const char* name, const Domain& domain, double value, std::int64_t at,
-                 at::IntArrayRef shape) {
+void throw_outside_domain(const char* op, const char* name, const Domain& domain, double value, std::int64_t at,
+                          at::IntArrayRef shape) {
   const auto range = std::isfinite(domain.most) ? c10::str(" in [", domain.least, ", ", domain.most, "]")
                                                 : c10::str(" of at least ", domain.least);
   TORCH_CHECK_VALUE(false, op, ": expected kept ", name, range, ", got ", value, " at position ",

@@ -2,9 +2,7 @@
 
 #include <c10/util/accumulate.h>
 
-#include "checks.h"
-#include "masked_fill.h"
-#include "pointwise_work.h"
+#include "pointwise_ops.h"
 #include "strides.h"
 
 namespace masked_loss {

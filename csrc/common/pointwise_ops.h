@@ -4,12 +4,12 @@
 
 #include <array>
 
-#include "ops.h"
+#include "checks.h"
 #include "pointwise.h"
 
 namespace masked_loss {
 
-// The options of every loss of an element, as the inner ops take them.
+// The options of every elementwise loss, as the inner ops take them.
 struct PointwiseOptions {
   Reduction reduction = Reduction::Mean;
   std::int64_t loss = 0;  // the index of its formula
@@ -28,19 +28,19 @@ inline constexpr auto kPointwiseArguments =
 
 // input, target and other (pos_weight or var) of the inner ops have the loss's shape and one dtype.
 // (input, target, other, mask) -> the loss in the accumulation dtype
-struct PointwiseForward
-    : Carry<PointwiseOptions, Tensor, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&> {
-  static constexpr auto name = "masked_loss::_pointwise_forward";
+struct PointwiseForward : OpWithOptions<PointwiseOptions, Tensor, const Tensor&, const Tensor&, const OptionalTensor&,
+                                        const OptionalTensor&> {
+  static constexpr auto name = "_pointwise_forward";
 };
 // -> (loss, gradients of input and of other, which is empty where the formula has none); scalar reductions only
-struct PointwiseForwardGrad : Carry<PointwiseOptions, std::tuple<Tensor, Tensor, Tensor>, const Tensor&, const Tensor&,
-                                    const OptionalTensor&, const OptionalTensor&> {
-  static constexpr auto name = "masked_loss::_pointwise_forward_grad";
+struct PointwiseForwardGrad : OpWithOptions<PointwiseOptions, std::tuple<Tensor, Tensor, Tensor>, const Tensor&,
+                                            const Tensor&, const OptionalTensor&, const OptionalTensor&> {
+  static constexpr auto name = "_pointwise_forward_grad";
 };
 // (grad, input, target, other, mask) -> the two gradients
-struct PointwiseBackward : Carry<PointwiseOptions, std::tuple<Tensor, Tensor>, const Tensor&, const Tensor&,
-                                 const Tensor&, const OptionalTensor&, const OptionalTensor&> {
-  static constexpr auto name = "masked_loss::_pointwise_backward";
+struct PointwiseBackward : OpWithOptions<PointwiseOptions, std::tuple<Tensor, Tensor>, const Tensor&, const Tensor&,
+                                         const Tensor&, const OptionalTensor&, const OptionalTensor&> {
+  static constexpr auto name = "_pointwise_backward";
 };
 
 // What host code has to know of a formula.
@@ -218,22 +218,14 @@ template <class Loss>
 inline constexpr bool kHasVar = std::is_same_v<Loss, GaussianNllLoss>;
 
 template <class Loss>
-using PointwiseCarry = std::conditional_t<
+using PointwiseSignature = std::conditional_t<
     kHasVar<Loss>,
-    Carry<typename Loss::Options, Tensor, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&>,
-    Carry<typename Loss::Options, Tensor, const Tensor&, const Tensor&, const OptionalTensor&>>;
+    OpWithOptions<typename Loss::Options, Tensor, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&>,
+    OpWithOptions<typename Loss::Options, Tensor, const Tensor&, const Tensor&, const OptionalTensor&>>;
 
 template <class Loss>
-struct PointwiseOp : PointwiseCarry<Loss> {
-  static constexpr auto qualified_name = [] {
-    std::array<char, 64> text{};
-    char* end = text.data();
-    for (const char* part : {"masked_loss::", Loss::name}) {
-      while (*part != '\0') *end++ = *part++;
-    }
-    return text;
-  }();
-  static constexpr const char* name = qualified_name.data();
+struct PointwiseOp : PointwiseSignature<Loss> {
+  static constexpr auto name = Loss::name;
 
   template <Tensor (*run)(const PointwiseCall&)>
   static Tensor boxed(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
@@ -271,5 +263,16 @@ void implement_pointwise(Library& m) {
     }
   });
 }
+
+// Checks a call, and returns it with input, target and other in one dtype and the loss's shape.
+PointwiseCall resolve_pointwise(PointwiseCall call);
+
+// The same for the inner ops, whose operands are as resolve_pointwise returns them.
+void check_pointwise(const Tensor& input, const Tensor& target, const OptionalTensor& other, const OptionalTensor& mask,
+                     const PointwiseOptions& options);
+
+// For a kept element outside its formula's domain: `at` counts the elements of the loss.
+[[noreturn]] void throw_outside_domain(const char* op, const char* name, const Domain& domain, double value,
+                                       std::int64_t at, at::IntArrayRef shape);
 
 }  // namespace masked_loss

@@ -1,4 +1,4 @@
-#include "argument_checks.h"
+#include "reductions_ops.h"
 
 #include <string_view>
 
@@ -9,7 +9,7 @@ namespace {
 void check_reduced(const char* op, const Tensor& input, const OptionalTensor& mask) {
   check_layout(op, "input", input);
   if (!mask) return;
-  check_beside(op, "mask", *mask, "input", input);
+  check_device(op, "mask", *mask, "input", input);
   check_mask_dtype(op, "mask", *mask, "; a mean by weights is masked_sum(input * weights) / masked_sum(weights)");
   check_broadcast(op, "mask", *mask, input.sym_sizes(), "input");
 }
@@ -27,13 +27,13 @@ ResolvedReduction resolve_reduction(const char* op, const Tensor& input, const O
   wrapped_dims(op, dim, input.dim());
   const auto given = input.scalar_type();
   TORCH_CHECK_TYPE(!input.is_complex(), op, ": expected real input, got ", given);
-  const bool is_sum = std::string_view(op) == MaskedSum::op, is_mean = std::string_view(op) == MaskedMean::op;
+  const bool is_sum = std::string_view(op) == MaskedSum::name, is_mean = std::string_view(op) == MaskedMean::name;
   if (!is_integral(given) || !(is_sum || is_mean)) check_floating(op, "input", input);
   if (!is_sum || !dtype || !is_integral(*dtype)) check_dtype(op, dtype);  // torch's sum alone is of integers too
   // torch's sum alone takes integers, and alone is float32 under autocast, but on the CPU.
   const auto type = dtype                       ? *dtype
                     : is_integral(given)        ? (is_sum ? at::kLong : at::get_default_dtype_as_scalartype())
-                    : is_sum && !input.is_cpu() ? result_type(input)
+                    : is_sum && !input.is_cpu() ? result_type(input, given)
                                                 : given;
   // As torch: elements become integers before they are added, and double is exact only from the elements on.
   if (is_integral(type)) return {is_integral(given) && type != at::kBool ? input : input.to(type), type};
@@ -48,15 +48,15 @@ at::DimVector check_moments(const Tensor& input, const OptionalTensor& mask, std
   return wrapped_dims(op, dim, input.dim());
 }
 
-void check_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+void check_affine(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
                   const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
                   at::ScalarType type) {
-  constexpr auto op = "_masked_spread";
+  constexpr auto op = "_masked_affine";
   TORCH_CHECK(input.has_value() == mean.has_value(), op, ": expected input and mean, or neither, got one");
   TORCH_CHECK_TYPE(at::isFloatingType(type), op, ": expected a floating dtype, got ", type);
   const auto check = [&](const char* name, const OptionalTensor& tensor) {
     if (!tensor) return;
-    check_beside(op, name, *tensor, "scale", scale);
+    check_device(op, name, *tensor, "scale", scale);
     check_trailing(op, name, "sizes", sizes, tensor->sym_sizes());
   };
   check("scale", scale);

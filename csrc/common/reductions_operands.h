@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "checks.h"
-#include "reductions_work.h"
+#include "reductions.h"
+#include "reductions_ops.h"
 #include "strides.h"
 
 namespace masked_loss {
@@ -51,8 +51,8 @@ MomentsResult<A> moments_result(const std::tuple<Tensor, Tensor, Tensor>& moment
           order < 1 ? nullptr : count.mutable_data_ptr<std::int64_t>()};
 }
 
-// What `spread` reads its input as: the result's dtype, or one whose accumulation dtype that is.
-inline at::ScalarType spread_input_type(const OptionalTensor& input, at::ScalarType type) {
+// What `affine` reads its input as: the result's dtype, or one whose accumulation dtype that is.
+inline at::ScalarType affine_input_type(const OptionalTensor& input, at::ScalarType type) {
   return input && accumulation_type(input->scalar_type()) == type ? input->scalar_type() : type;
 }
 

@@ -2,7 +2,7 @@
 
 #include <masked_loss/reductions.h>
 
-#include "ops.h"
+#include "checks.h"
 
 namespace masked_loss {
 
@@ -25,43 +25,49 @@ inline auto fields(const WhitenOptions& options) {
 }
 inline constexpr auto kWhitenArguments = "int[1] dim=[], ScalarType? dtype=None";
 
-struct MaskedSum : Carry<ReductionOptions, Tensor, const Tensor&, const OptionalTensor&> {
-  static constexpr auto op = "masked_sum", name = "masked_loss::masked_sum";
+struct MaskedSum : OpWithOptions<ReductionOptions, Tensor, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "masked_sum";
 };
-struct MaskedMean : Carry<ReductionOptions, Tensor, const Tensor&, const OptionalTensor&> {
-  static constexpr auto op = "masked_mean", name = "masked_loss::masked_mean";
+struct MaskedMean : OpWithOptions<ReductionOptions, Tensor, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "masked_mean";
 };
-struct MaskedVar : Carry<VarianceOptions, Tensor, const Tensor&, const OptionalTensor&> {
-  static constexpr auto op = "masked_var", name = "masked_loss::masked_var";
+struct MaskedVar : OpWithOptions<VarianceOptions, Tensor, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "masked_var";
 };
-struct MaskedStd : Carry<VarianceOptions, Tensor, const Tensor&, const OptionalTensor&> {
-  static constexpr auto op = "masked_std", name = "masked_loss::masked_std";
+struct MaskedStd : OpWithOptions<VarianceOptions, Tensor, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "masked_std";
 };
-struct MaskedWhiten : Carry<WhitenOptions, Tensor, const Tensor&, const OptionalTensor&> {
-  static constexpr auto op = "masked_whiten", name = "masked_loss::masked_whiten";
+struct MaskedWhiten : OpWithOptions<WhitenOptions, Tensor, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "masked_whiten";
 };
 
-// Of what is kept: order 0 -> (sum, nothing, nothing), order 1 -> (mean, nothing, count), order 2 -> (mean, sum of
-// squared deviations from it, count). In the accumulation dtype, the count in int64; what is reduced stays with a size
-// of 1.
-struct MaskedMoments {
-  static constexpr auto name = "masked_loss::_masked_moments";
-  using Signature = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const OptionalTensor&, std::int64_t,
-                                                       at::IntArrayRef);
+// Of the kept elements: order 0 -> (sum, nothing, nothing), order 1 -> (mean, nothing, count), order 2 -> (mean, sum of
+// squared deviations from it, count). In the accumulation dtype, the count in int64; reduced dimensions stay with a
+// size of 1.
+struct MaskedMoments
+    : Op<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const OptionalTensor&, std::int64_t, at::IntArrayRef)> {
+  static constexpr auto name = "_masked_moments";
 };
 // (scale, input, mean, offset, mask, sizes, dtype) -> scale * (input - mean) + offset, or scale without an input, where
-// it is kept, and else 0; all broadcast to `sizes`. The gradients of the moments, and what whitens.
-struct MaskedSpread {
-  static constexpr auto name = "masked_loss::_masked_spread";
-  using Signature = Tensor(const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                           const OptionalTensor&, c10::SymIntArrayRef, at::ScalarType);
+// it is kept, and else 0; all broadcast to `sizes`. Used for the gradients of sums, means and variances, and for
+// whitening.
+struct MaskedAffine : Op<Tensor(const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                                const OptionalTensor&, c10::SymIntArrayRef, at::ScalarType)> {
+  static constexpr auto name = "_masked_affine";
 };
 
-// The typed handle of an op that has a Signature, looked up once.
-template <class Op>
-const auto& handle_of() {
-  static const auto op = find_op<typename Op::Signature>(Op::name);
-  return op;
-}
+// A call of a reduction: its input in a dtype that its accumulation dtype follows from, and the dtype of its result.
+struct ResolvedReduction {
+  Tensor input;
+  at::ScalarType type;
+};
+ResolvedReduction resolve_reduction(const char* op, const Tensor& input, const OptionalTensor& mask,
+                                    at::IntArrayRef dim, std::optional<at::ScalarType> dtype);
+
+// Of the inner ops. check_moments returns the wrapped dimensions, all of them if `dim` is empty.
+at::DimVector check_moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order, at::IntArrayRef dim);
+void check_affine(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+                  const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
+                  at::ScalarType type);
 
 }  // namespace masked_loss

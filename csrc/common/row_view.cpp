@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "masked_fill.h"
 #include "strides.h"
 
 namespace masked_loss {

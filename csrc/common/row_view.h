@@ -6,6 +6,29 @@
 
 namespace masked_loss {
 
+// What decides which rows count, and for how much: the arguments that cross_entropy, loss_normalizer and check_targets
+// have in common. Refers to what it was made from, which must outlive it. `dim` counts among the dimensions of the
+// input and is not negative.
+struct RowArguments {
+  const char* op;
+  const Tensor& target;
+  const OptionalTensor& mask;
+  const OptionalTensor& weight;
+  const OptionalTensor& sample_weight;
+  const OptionalTensor& class_mask;
+  at::IntArrayRef ignore_index;
+  std::int64_t dim;
+  std::optional<c10::SymInt> classes;  // where known
+  bool probabilities = false;          // the target holds those of the classes instead of an index
+};
+
+// The target's shape, without `dim` where it holds probabilities.
+at::DimVector row_sizes(const RowArguments& rows);
+c10::SymDimVector sym_row_sizes(const RowArguments& rows);
+
+[[noreturn]] void throw_out_of_range(const RowArguments& arguments, std::int64_t row, std::int64_t index,
+                                     std::int64_t classes);
+
 // The arguments that decide about rows, as the kernels of any device read them, whatever their strides. A is the dtype
 // of the weights, float or double. Refers to the arguments, and owns what had to be converted.
 template <class A>

@@ -1,4 +1,4 @@
-#include "argument_checks.h"
+#include "softmax_ops.h"
 
 #include <string_view>
 
@@ -10,7 +10,7 @@ namespace {
 void check_kept(const char* op, const Tensor& input, const OptionalTensor& mask) {
   check_layout(op, "input", input);
   if (!mask) return;
-  check_beside(op, "mask", *mask, "input", input);
+  check_device(op, "mask", *mask, "input", input);
   check_mask_dtype(op, "mask", *mask, "; what is added to the logits is no mask");
   check_trailing(op, "mask", "input", input.sym_sizes(), mask->sym_sizes());
 }
@@ -20,10 +20,10 @@ at::ScalarType softmax_type(const char* op, const Tensor& input, std::optional<a
   if (dtype) return *dtype;
   const auto type = input.scalar_type();
   // torch's logsumexp alone takes integers.
-  if (std::string_view(op) == Logsumexp::op && at::isIntegralType(type, /*includeBool=*/true)) {
+  if (std::string_view(op) == Logsumexp::name && at::isIntegralType(type, /*includeBool=*/true)) {
     return at::get_default_dtype_as_scalartype();
   }
-  return input.is_cpu() ? type : result_type(input);
+  return input.is_cpu() ? type : result_type(input, type);
 }
 
 }  // namespace
@@ -41,7 +41,7 @@ at::DimVector check_softmax(const char* op, const Tensor& input, const OptionalT
 }
 
 void check_softmax_grad(const char* op, const Tensor& grad, const Tensor& result) {
-  check_beside(op, "grad", grad, "result", result);
+  check_device(op, "grad", grad, "result", result);
   TORCH_CHECK(grad.sizes() == result.sizes() && grad.scalar_type() == result.scalar_type(), op,
               ": expected grad of the result's shape and dtype, ", result.sizes(), " ", result.scalar_type(), ", got ",
               grad.sizes(), " ", grad.scalar_type());

@@ -1,7 +1,6 @@
 #pragma once
 
-#include "checks.h"
-#include "masked_fill.h"
+#include "softmax_ops.h"
 #include "softmax_work.h"
 #include "strides.h"
 

@@ -2,7 +2,7 @@
 
 #include <masked_loss/softmax.h>
 
-#include "ops.h"
+#include "checks.h"
 
 namespace masked_loss {
 
@@ -21,7 +21,7 @@ inline constexpr auto kLogsumexpArguments =
 
 enum class SoftmaxKind { Softmax, LogSoftmax };
 
-// What the inner ops take, of an input that has its dtype.
+// Of the inner ops, whose input has the dtype of the result.
 struct SoftmaxSlices {
   SoftmaxKind kind;
   std::int64_t dim;
@@ -44,29 +44,36 @@ inline auto fields(const LogsumexpSlices& options) {
 inline constexpr auto kLogsumexpSlicesArguments = "int[] dim, bool causal";
 
 template <SoftmaxKind kind>
-struct SoftmaxOp : Carry<SoftmaxOptions, Tensor, const Tensor&, const OptionalTensor&> {
-  static constexpr auto op = kind == SoftmaxKind::Softmax ? "softmax" : "log_softmax";
-  static constexpr auto name = kind == SoftmaxKind::Softmax ? "masked_loss::softmax" : "masked_loss::log_softmax";
+struct SoftmaxOp : OpWithOptions<SoftmaxOptions, Tensor, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = kind == SoftmaxKind::Softmax ? "softmax" : "log_softmax";
 };
-struct Logsumexp : Carry<LogsumexpOptions, Tensor, const Tensor&, const OptionalTensor&> {
-  static constexpr auto op = "logsumexp";
-  static constexpr auto name = "masked_loss::logsumexp";
+struct Logsumexp : OpWithOptions<LogsumexpOptions, Tensor, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "logsumexp";
 };
-struct SoftmaxForward : Carry<SoftmaxSlices, Tensor, const Tensor&, const OptionalTensor&> {
-  static constexpr auto name = "masked_loss::_softmax_forward";
+struct SoftmaxForward : OpWithOptions<SoftmaxSlices, Tensor, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "_softmax_forward";
 };
 // (grad, result, mask) -> gradient of the input
-struct SoftmaxBackward : Carry<SoftmaxSlices, Tensor, const Tensor&, const Tensor&, const OptionalTensor&> {
-  static constexpr auto name = "masked_loss::_softmax_backward";
+struct SoftmaxBackward : OpWithOptions<SoftmaxSlices, Tensor, const Tensor&, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "_softmax_backward";
 };
-// -> in the accumulation dtype; what is reduced stays with a size of 1
-struct LogsumexpForward : Carry<LogsumexpSlices, Tensor, const Tensor&, const OptionalTensor&> {
-  static constexpr auto name = "masked_loss::_logsumexp_forward";
+// -> in the accumulation dtype; reduced dimensions stay with a size of 1
+struct LogsumexpForward : OpWithOptions<LogsumexpSlices, Tensor, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "_logsumexp_forward";
 };
 // (grad, result, input, mask) -> gradient of the input
 struct LogsumexpBackward
-    : Carry<LogsumexpSlices, Tensor, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&> {
-  static constexpr auto name = "masked_loss::_logsumexp_backward";
+    : OpWithOptions<LogsumexpSlices, Tensor, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&> {
+  static constexpr auto name = "_logsumexp_backward";
 };
+
+// Checks a call of softmax, log_softmax or logsumexp, and returns its input in the dtype that it is computed in.
+Tensor resolve_softmax(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                       bool causal, std::optional<at::ScalarType> dtype);
+
+// The same for the inner ops; returns the wrapped dimensions, all of them if `dim` is empty.
+at::DimVector check_softmax(const char* op, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
+                            bool causal);
+void check_softmax_grad(const char* op, const Tensor& grad, const Tensor& result);
 
 }  // namespace masked_loss

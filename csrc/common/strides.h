@@ -2,7 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "operand.h"
+#include "rows.h"
 
 namespace masked_loss {
 

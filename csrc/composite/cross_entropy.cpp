@@ -2,7 +2,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/functorch/BatchedTensorImpl.h>
-#include <ATen/ops/alias.h>
 #include <ATen/ops/amax.h>
 #include <ATen/ops/any.h>
 #include <ATen/ops/exp.h>
@@ -10,11 +9,11 @@
 #include <ATen/ops/gather.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -43,10 +42,15 @@ Tensor gather_weight(const Tensor& weight, const Tensor& index) {
   return weight.gather(0, index.reshape({-1})).view_as(index);
 }
 
+// Of each row, [N, ..., 2]; (0, 1) where it is masked.
+Tensor state_of(const Tensor& keep, const Tensor& max, const Tensor& sum) {
+  return at::stack({at::where(keep, max, zero(max)), at::where(keep, sum, at::ones_like(sum))}, -1);
+}
+
 // By the op of that name, whose error is told in the name of the loss.
 void check_in_range(const RowArguments& rows, const c10::SymInt& classes, const Tensor& keep) {
   try {
-    call_check_targets(rows.target, classes, keep, {});
+    call<CheckTargets>(rows.target, classes, keep, at::IntArrayRef());
   } catch (const c10::IndexError& error) {
     const std::string message = error.what_without_backtrace();
     TORCH_CHECK_INDEX(false, rows.op, message.substr(std::min(message.find(':'), message.size())));
@@ -99,7 +103,7 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
 }
 
 Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                               const CrossEntropyOptions& options) {
+                               const CrossEntropyOptions& options, Tensor* softmax) {
   const auto rows = check_cross_entropy(input, target, mask, options);
   const auto accumulation = accumulation_type(cross_entropy_type(input, target, options.dtype));
   const auto plan = composite_plan(rows, options.reduction, options.normalizer, accumulation);
@@ -118,13 +122,15 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
   if (TORCH_GUARD_OR_FALSE(input.sym_size(dim).sym_eq(0))) {
     // No class, so no row is kept: zeros that stay attached to the graph.
     auto none = rows.probabilities ? logits * target.to(accumulation) : logits;
+    if (softmax != nullptr) *softmax = state_of(plan.keep, none.sum(dim), none.sum(dim));
     if (rows.weight) none = none * classes_over(rows.weight->to(accumulation), dim, rank);
     return composite_reduce(none.sum(dim), plan.keep, plan.coefficient, options.reduction);
   }
   // Not at::logsumexp: its forward derivative cannot be differentiated again, and large logits would lose digits.
   const auto max = logits.detach().amax(dim, /*keepdim=*/true);
   const auto shifted = logits - max;
-  const auto log_sum = shifted.exp().sum(dim, /*keepdim=*/true).log();
+  const auto sum = shifted.exp().sum(dim, /*keepdim=*/true), log_sum = sum.log();
+  if (softmax != nullptr) *softmax = state_of(plan.keep, max.squeeze(dim), sum.squeeze(dim));
   const Tensor weight = rows.weight ? rows.weight->to(accumulation) : Tensor();
   const auto of_allowed = [&](const Tensor& tensor) {
     return allowed.defined() ? at::where(allowed, tensor, zero(tensor)) : tensor;
@@ -179,12 +185,9 @@ Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const 
 Tensor composite_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                                         const Tensor& softmax, const OptionalTensor& mask,
                                         const CrossEntropyOptions& options) {
-  const bool create_graph = at::GradMode::is_enabled();
-  const at::AutoGradMode grad_mode(true);
-  // An alias of the input's own: the hooks of the user's tensor are for the gradient that the engine brings to it.
-  const auto variable = input.requires_grad() ? at::alias(input) : input.detach().requires_grad_();
-  const auto loss = composite_cross_entropy(variable, target, mask, options);
-  return torch::autograd::grad({loss}, {variable}, {grad.to(loss.scalar_type())}, std::nullopt, create_graph)[0];
+  return composite_gradients({input}, grad, [&](const std::vector<Tensor>& leaves) {
+    return composite_cross_entropy(leaves[0], target, mask, options);
+  })[0];
 }
 
 Tensor composite_scale_gradient(const Tensor& gradient, const Tensor& grad) {
@@ -196,22 +199,38 @@ Tensor composite_scale_gradient(const Tensor& gradient, const Tensor& grad) {
 namespace masked_loss::composite {
 namespace {
 
-Tensor cross_entropy_batched(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                             const CrossEntropyOptions& options) {
-  return composite_cross_entropy(input, target, mask, options)
-      .to(result_type(input, cross_entropy_type(input, target, options.dtype), options.dtype));
-}
-
-// Below autograd: by the inner op where the device has its kernel.
+// Below autograd.
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                      const CrossEntropyOptions& options) {
-  static const auto forward = CrossEntropyForward::find(CrossEntropyForward::name);
-  if (!has_kernel(forward, input)) return cross_entropy_batched(input, target, mask, options);
   check_cross_entropy(input, target, mask, options);
-  const auto [logits, probabilities] = in_one_dtype(input, target, options.dtype);
-  const auto loss = std::get<0>(CrossEntropyForward::call(forward, logits, probabilities, mask, options));
-  return loss.to(result_type(input, logits.scalar_type(), options.dtype));
+  const auto [logits, targets] = in_one_dtype(input, target, options.dtype);
+  return std::get<0>(call<CrossEntropyForward>(logits, targets, mask, options))
+      .to(cross_entropy_result_type(input, target, options));
 }
+
+Tensor cross_entropy_batched(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                             const CrossEntropyOptions& options) {
+  return composite_cross_entropy(input, target, mask, options).to(cross_entropy_result_type(input, target, options));
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                                   const CrossEntropyOptions& options) {
+  Tensor softmax;
+  const auto loss = composite_cross_entropy(input, target, mask, options, &softmax);
+  return {loss, softmax};
+}
+
+std::tuple<Tensor, Tensor> forward_grad(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
+                                        const CrossEntropyOptions& options) {
+  Tensor loss;
+  const auto composite = [&](const std::vector<Tensor>& leaves) {
+    return composite_cross_entropy(leaves[0], target, mask, options);
+  };
+  const auto gradient = composite_gradients({input}, {}, composite, &loss)[0];
+  return {loss, gradient};
+}
+
+void scale_gradient_(Tensor& gradient, const Tensor& grad) { gradient.copy_(composite_scale_gradient(gradient, grad)); }
 
 Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const LossNormalizerOptions& options) {
   const at::NoGradGuard no_grad;
@@ -229,7 +248,7 @@ Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const Option
                      at::IntArrayRef ignore_index) {
   check_check_targets(target, num_classes, mask, ignore_index);
   const auto host_mask = mask ? OptionalTensor(mask->cpu()) : std::nullopt;
-  call_check_targets(target.cpu(), num_classes, host_mask, ignore_index);
+  call<CheckTargets>(target.cpu(), num_classes, host_mask, ignore_index);
   return target.clone();
 }
 
@@ -257,23 +276,28 @@ Tensor check_targets_batched(const Tensor& target, c10::SymInt num_classes, cons
     sizes[0] = all_mask->sym_size(0);
     all = all.expand_symint(sizes);
   }
-  return at::functorch::makeBatched(call_check_targets(all, num_classes, all_mask, ignore_index), 0, level);
+  return at::functorch::makeBatched(call<CheckTargets>(all, num_classes, all_mask, ignore_index), 0, level);
 }
 
 }  // namespace
 
-// Devices without kernels of ours, and functorch's batches.
+// Devices without kernels of ours.
 TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) {
-  m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
-  m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
-  m.impl("check_targets", check_targets);
+  m.impl(CrossEntropy::name, CrossEntropy::kernel<cross_entropy>);
+  m.impl(CrossEntropyForward::name, CrossEntropyForward::kernel<forward>);
+  m.impl(CrossEntropyForwardGrad::name, CrossEntropyForwardGrad::kernel<forward_grad>);
+  m.impl(CrossEntropyBackward::name, CrossEntropyBackward::kernel<composite_cross_entropy_backward>);
+  m.impl(ScaleGradient_::name, scale_gradient_);
+  m.impl(LossNormalizer::name, LossNormalizer::kernel<loss_normalizer>);
+  m.impl(CheckTargets::name, check_targets);
 }
 
+// functorch's batches.
 TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
-  m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy_batched>);
-  m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
-  m.impl("check_targets", check_targets_batched);
-  m.impl("_cross_entropy_backward", CrossEntropyBackward::kernel<composite_cross_entropy_backward>);
+  m.impl(CrossEntropy::name, CrossEntropy::kernel<cross_entropy_batched>);
+  m.impl(CrossEntropyBackward::name, CrossEntropyBackward::kernel<composite_cross_entropy_backward>);
+  m.impl(LossNormalizer::name, LossNormalizer::kernel<loss_normalizer>);
+  m.impl(CheckTargets::name, check_targets_batched);
 }
 
 }  // namespace masked_loss::composite

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "common/checks.h"
+#include "common/cross_entropy_ops.h"
 
 namespace masked_loss {
 
@@ -15,9 +15,10 @@ CompositePlan composite_plan(const RowArguments& rows, Reduction reduction, cons
                              at::ScalarType accumulation);
 
 // Cross entropy in ATen ops: for functorch, forward-mode AD, double backward and devices without kernels of ours.
-// In the accumulation dtype.
+// In the accumulation dtype; the states of the rows, as _cross_entropy_forward gives them, go to `softmax` unless that
+// is null.
 Tensor composite_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
-                               const CrossEntropyOptions& options);
+                               const CrossEntropyOptions& options, Tensor* softmax = nullptr);
 
 // The gradient of the composite, differentiable where grad mode is on.
 Tensor composite_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,

@@ -5,8 +5,6 @@
 #include <ATen/ops/where.h>
 #include <torch/library.h>
 
-#include "common/checks.h"
-
 namespace masked_loss {
 namespace {
 
@@ -41,19 +39,14 @@ void composite_masked_fill_(Tensor& input, const Tensor& mask, const Tensor& val
 
 namespace {
 
-using FillScalar = Tensor(const Tensor&, const Tensor&, const at::Scalar&);
-using FillTensor = Tensor(const Tensor&, const Tensor&, const Tensor&);
-using FillScalar_ = void(Tensor&, const Tensor&, const at::Scalar&);
-using FillTensor_ = void(Tensor&, const Tensor&, const Tensor&);
-
 void implement_in_place(torch::Library& m) {
-  m.impl("masked_fill_.Scalar", static_cast<FillScalar_*>(composite_masked_fill_));
-  m.impl("masked_fill_.Tensor", static_cast<FillTensor_*>(composite_masked_fill_));
+  m.impl("masked_fill_.Scalar", static_cast<MaskedFill_<at::Scalar>::Signature*>(composite_masked_fill_));
+  m.impl("masked_fill_.Tensor", static_cast<MaskedFill_<Tensor>::Signature*>(composite_masked_fill_));
 }
 
 void implement(torch::Library& m) {
-  m.impl("masked_fill.Scalar", static_cast<FillScalar*>(composite_masked_fill));
-  m.impl("masked_fill.Tensor", static_cast<FillTensor*>(composite_masked_fill));
+  m.impl("masked_fill.Scalar", static_cast<MaskedFill<at::Scalar>::Signature*>(composite_masked_fill));
+  m.impl("masked_fill.Tensor", static_cast<MaskedFill<Tensor>::Signature*>(composite_masked_fill));
   implement_in_place(m);
 }
 

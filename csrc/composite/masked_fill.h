@@ -1,6 +1,6 @@
 #pragma once
 
-#include "common/ops.h"
+#include "common/masked_fill_ops.h"
 
 namespace masked_loss {
 

@@ -11,7 +11,7 @@
 
 #include <algorithm>
 
-#include "common/checks.h"
+#include "common/masks_ops.h"
 
 namespace masked_loss {
 
@@ -97,19 +97,17 @@ Tensor mask_from_ids(const Tensor& tokens, at::IntArrayRef ids) {
   return none_of(tokens, ids);
 }
 
+void implement(torch::Library& m) {
+  m.impl(SequenceMask::name, sequence_mask);
+  m.impl(CausalMask::name, causal_mask);
+  m.impl(MaskFromIds::name, mask_from_ids);
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(masked_loss, CompositeImplicitAutograd, m) {
-  m.impl("sequence_mask", sequence_mask);
-  m.impl("causal_mask", causal_mask);
-  m.impl("mask_from_ids", mask_from_ids);
-}
+TORCH_LIBRARY_IMPL(masked_loss, CompositeImplicitAutograd, m) { implement(m); }
 
 // functorch does not decompose ops of other libraries by itself.
-TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
-  m.impl("sequence_mask", sequence_mask);
-  m.impl("causal_mask", causal_mask);
-  m.impl("mask_from_ids", mask_from_ids);
-}
+TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) { implement(m); }
 
 }  // namespace masked_loss

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "common/ops.h"
+#include "common/checks.h"
 
 namespace masked_loss {
 

@@ -1,7 +1,6 @@
 #include "composite/pointwise.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/alias.h>
 #include <ATen/ops/binary_cross_entropy.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/exp.h>
@@ -16,7 +15,6 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/xlogy.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -144,7 +142,7 @@ void check_domains(const PointwiseTraits& traits, const Tensor& input, const Ten
     const auto excluded = operand.lt(domain.least).logical_or(operand.gt(domain.most)).flatten();
     if (readable(excluded.any()).value_or(0) == 0) return;
     const auto at = excluded.nonzero()[0].item<std::int64_t>();
-    throw_unfit(traits.name, name, domain, operand.flatten()[at].item<double>(), at, operand.sizes());
+    throw_outside_domain(traits.name, name, domain, operand.flatten()[at].item<double>(), at, operand.sizes());
   };
   check("input", traits.input_domain, input);
   check("target", traits.target_domain, target);
@@ -197,22 +195,29 @@ Tensor composite_pointwise(const PointwiseCall& call) {
   return composite_reduce(losses, kept, coefficient, options.reduction);
 }
 
+namespace {
+
+// In input and, where the formula has a slope in it, in other.
+std::tuple<Tensor, Tensor> gradients_of(const PointwiseCall& call, const Tensor& grad, Tensor* loss) {
+  const bool both = pointwise_traits(call.options.loss).has_other_slope;
+  const auto gradients = composite_gradients(
+      both ? std::vector<Tensor>{call.input, *call.other} : std::vector<Tensor>{call.input}, grad,
+      [&](const std::vector<Tensor>& leaves) {
+        auto of = call;
+        of.input = leaves[0];
+        if (both) of.other = leaves[1];
+        return composite_pointwise(of);
+      },
+      loss);
+  return {gradients[0], both ? gradients[1] : at::empty({0}, call.input.options())};
+}
+
+}  // namespace
+
 std::tuple<Tensor, Tensor> composite_pointwise_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                                                         const OptionalTensor& other, const OptionalTensor& mask,
                                                         const PointwiseOptions& options) {
-  const bool create_graph = at::GradMode::is_enabled();
-  const at::AutoGradMode grad_mode(true);
-  // Aliases: the hooks of the user's tensors are for the gradients that the engine brings to them.
-  const auto variable = [](const Tensor& tensor) {
-    return tensor.requires_grad() ? at::alias(tensor) : tensor.detach().requires_grad_();
-  };
-  const bool both = pointwise_traits(options.loss).has_other_slope;
-  std::vector<Tensor> leaves{variable(input)};
-  if (both) leaves.push_back(variable(*other));
-  const auto given = both ? OptionalTensor(leaves[1]) : other;
-  const auto loss = composite_pointwise({"_pointwise", leaves[0], target, given, mask, options});
-  auto gradients = torch::autograd::grad({loss}, leaves, {grad.to(loss.scalar_type())}, std::nullopt, create_graph);
-  return {gradients[0], both ? gradients[1] : at::empty({0}, input.options())};
+  return gradients_of({"_pointwise", input, target, other, mask, options}, grad, nullptr);
 }
 
 }  // namespace masked_loss
@@ -220,27 +225,42 @@ std::tuple<Tensor, Tensor> composite_pointwise_backward(const Tensor& grad, cons
 namespace masked_loss::composite {
 namespace {
 
-// Below autograd: by the inner op where the device has its kernel.
+// Below autograd.
 Tensor pointwise(const PointwiseCall& public_call) {
-  static const auto forward = PointwiseForward::find(PointwiseForward::name);
-  const auto call = resolve_pointwise(public_call);
-  const auto type = result_type(call.input, call.input.scalar_type(), call.dtype);
-  if (!has_kernel(forward, call.input)) return composite_pointwise(call).to(type);
-  return PointwiseForward::call(forward, call.input, call.target, call.other, call.mask, call.options).to(type);
+  const auto of = resolve_pointwise(public_call);
+  return call<PointwiseForward>(of.input, of.target, of.other, of.mask, of.options)
+      .to(result_type(of.input, of.input.scalar_type(), of.dtype));
 }
 
 Tensor pointwise_batched(const PointwiseCall& public_call) {
-  const auto call = resolve_pointwise(public_call);
-  return composite_pointwise(call).to(result_type(call.input, call.input.scalar_type(), call.dtype));
+  const auto of = resolve_pointwise(public_call);
+  return composite_pointwise(of).to(result_type(of.input, of.input.scalar_type(), of.dtype));
+}
+
+Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& other, const OptionalTensor& mask,
+               const PointwiseOptions& options) {
+  return composite_pointwise({"_pointwise", input, target, other, mask, options});
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_grad(const Tensor& input, const Tensor& target, const OptionalTensor& other,
+                                                const OptionalTensor& mask, const PointwiseOptions& options) {
+  Tensor loss;
+  const auto [gradient, other_gradient] = gradients_of({"_pointwise", input, target, other, mask, options}, {}, &loss);
+  return {loss, gradient, other_gradient};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) { implement_pointwise<pointwise>(m); }
+TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) {
+  implement_pointwise<pointwise>(m);
+  m.impl(PointwiseForward::name, PointwiseForward::kernel<forward>);
+  m.impl(PointwiseForwardGrad::name, PointwiseForwardGrad::kernel<forward_grad>);
+  m.impl(PointwiseBackward::name, PointwiseBackward::kernel<composite_pointwise_backward>);
+}
 
 TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
   implement_pointwise<pointwise_batched>(m);
-  m.impl("_pointwise_backward", PointwiseBackward::kernel<composite_pointwise_backward>);
+  m.impl(PointwiseBackward::name, PointwiseBackward::kernel<composite_pointwise_backward>);
 }
 
 }  // namespace masked_loss::composite

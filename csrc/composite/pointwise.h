@@ -1,11 +1,11 @@
 #pragma once
 
-#include "common/checks.h"
+#include "common/pointwise_ops.h"
 
 namespace masked_loss {
 
-// A loss of elements in ATen ops, of a call that resolve_pointwise has given: for functorch, forward-mode AD, double
-// backward, gradients of targets and weights, and devices without kernels of ours. In the accumulation dtype.
+// An elementwise loss in ATen ops, of a call that resolve_pointwise has returned: for functorch, forward-mode AD,
+// double backward, gradients of targets and weights, and devices without kernels of ours. In the accumulation dtype.
 Tensor composite_pointwise(const PointwiseCall& call);
 
 // The gradients of the composite in input and, where the formula has one, in other; differentiable where grad mode is

@@ -1,12 +1,15 @@
 #include "composite/reduce.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/alias.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
 
@@ -73,6 +76,26 @@ Tensor composite_reduce(const Tensor& losses, const Tensor& keep, const Tensor& 
   const auto kept = at::where(keep, losses, zero(losses));
   const auto weighted = at::where(keep, kept * coefficient, zero(kept));
   return reduction == Reduction::None ? weighted : weighted.sum();
+}
+
+std::vector<Tensor> composite_gradients(const std::vector<Tensor>& tensors, const Tensor& grad,
+                                        const std::function<Tensor(const std::vector<Tensor>&)>& composite,
+                                        Tensor* value) {
+  const bool create_graph = at::GradMode::is_enabled();
+  const at::AutoGradMode grad_mode(true);
+  // As a kernel of an inner op this runs below autograd.
+  const auto keys = c10::impl::tls_local_dispatch_key_set();
+  const c10::impl::ForceDispatchKeyGuard with_autograd(
+      keys.included_, keys.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView);
+  std::vector<Tensor> leaves;
+  for (const auto& tensor : tensors) {
+    // Aliases: the hooks of the user's tensors are for the gradients that the engine brings to them.
+    leaves.push_back(tensor.requires_grad() ? at::alias(tensor) : tensor.detach().requires_grad_());
+  }
+  const auto result = composite(leaves);
+  if (value != nullptr) *value = result.detach();
+  const auto upstream = grad.defined() ? grad.to(result.scalar_type()) : at::ones_like(result);
+  return torch::autograd::grad({result}, leaves, {upstream}, std::nullopt, create_graph);
 }
 
 }  // namespace masked_loss

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "common/checks.h"
 
 namespace masked_loss {
@@ -20,5 +22,11 @@ CompositeCoefficient composite_coefficient(const char* op, const Tensor& keep, c
 
 // Losses without a coefficient -> the result.
 Tensor composite_reduce(const Tensor& losses, const Tensor& keep, const Tensor& coefficient, Reduction reduction);
+
+// The gradients of composite(tensors) in its tensors, differentiable where grad mode is on; `grad` is what arrives from
+// upstream at its value, undefined for 1, and the value goes to `value` unless that is null.
+std::vector<Tensor> composite_gradients(const std::vector<Tensor>& tensors, const Tensor& grad,
+                                        const std::function<Tensor(const std::vector<Tensor>&)>& composite,
+                                        Tensor* value = nullptr);
 
 }  // namespace masked_loss

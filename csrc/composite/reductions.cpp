@@ -13,6 +13,7 @@
 
 #include "common/paths.h"
 #include "composite/masks.h"
+#include "composite/reduce.h"
 
 namespace masked_loss {
 namespace {
@@ -40,7 +41,7 @@ Tensor reduce_to_sum(const ReductionSteps& by, const ResolvedReduction& of, cons
   const bool is_integral = at::isIntegralType(input.scalar_type(), /*includeBool=*/true);
   if (by.sum != nullptr && !is_integral) return by.sum(input, mask, options, is_mean, type);
   const auto moments = is_integral ? composite_moments : by.moments;
-  return finished(std::get<0>(moments(input, mask, is_mean, options.dim)), type, options.dim, options.keepdim);
+  return reduced(std::get<0>(moments(input, mask, is_mean, options.dim)), type, options.dim, options.keepdim);
 }
 
 }  // namespace
@@ -68,49 +69,62 @@ std::tuple<Tensor, Tensor, Tensor> composite_moments(const Tensor& input, const 
   return {mean, squares - count * off.square(), count};
 }
 
-Tensor composite_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+Tensor composite_affine(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
                         const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
                         at::ScalarType type) {
-  check_spread(scale, input, mean, offset, mask, sizes, type);
+  check_affine(scale, input, mean, offset, mask, sizes, type);
   auto value = scale.expand_symint(sizes);
   const auto keep = kept_elements(value, mask);
   if (input) value = value * kept_or(keep, input->to(scale.scalar_type()) - *mean, 0);
   return kept_or(keep, offset ? value + *offset : value, 0).to(type);
 }
 
-Tensor finished(const Tensor& value, at::ScalarType type, at::IntArrayRef dim, bool keepdim) {
-  const auto reduced = without_dims(value, dim, keepdim);
-  // Below autograd an op must not return its input, as Tensor::to may.
-  return reduced.scalar_type() == type ? reduced : reduced.to(type);
+Tensor composite_whiten_backward(const Tensor& grad, const Tensor& input, const OptionalTensor& mask,
+                                 at::IntArrayRef dim) {
+  return composite_gradients({input}, grad, [&](const std::vector<Tensor>& leaves) {
+    return whiten(kCompositeSteps, leaves[0], mask, {.dim = dim.vec(), .dtype = grad.scalar_type()});
+  })[0];
+}
+
+c10::SymDimVector reduced_sizes(c10::SymIntArrayRef sizes, at::IntArrayRef dim) {
+  c10::SymDimVector result(sizes.begin(), sizes.end());
+  const auto rank = static_cast<std::int64_t>(sizes.size());
+  if (dim.empty()) std::fill(result.begin(), result.end(), 1);
+  for (const auto d : dim) result[d < 0 ? d + rank : d] = 1;
+  return result;
+}
+
+Tensor reduced(const Tensor& value, at::ScalarType type, at::IntArrayRef dim, bool keepdim) {
+  return converted(without_dims(value, dim, keepdim), type);
 }
 
 Tensor reduce_sum(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
                   const ReductionOptions& options) {
-  const auto resolved = resolve_reduction(MaskedSum::op, given, mask, options.dim, options.dtype);
+  const auto resolved = resolve_reduction(MaskedSum::name, given, mask, options.dim, options.dtype);
   return reduce_to_sum(by, resolved, mask, options, /*is_mean=*/false);
 }
 
 Tensor reduce_mean(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
                    const ReductionOptions& options) {
-  const auto resolved = resolve_reduction(MaskedMean::op, given, mask, options.dim, options.dtype);
+  const auto resolved = resolve_reduction(MaskedMean::name, given, mask, options.dim, options.dtype);
   return reduce_to_sum(by, resolved, mask, options, /*is_mean=*/true);
 }
 
 Tensor reduce_var(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
                   const VarianceOptions& options) {
-  const auto [input, type] = resolve_reduction(MaskedVar::op, given, mask, options.dim, options.dtype);
+  const auto [input, type] = resolve_reduction(MaskedVar::name, given, mask, options.dim, options.dtype);
   const auto [mean, squares, count] = by.moments(input, mask, 2, options.dim);
-  return finished(variance(squares, count, options.correction), type, options.dim, options.keepdim);
+  return reduced(variance(squares, count, options.correction), type, options.dim, options.keepdim);
 }
 
 Tensor reduce_std(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask,
                   const VarianceOptions& options) {
-  const auto [input, type] = resolve_reduction(MaskedStd::op, given, mask, options.dim, options.dtype);
+  const auto [input, type] = resolve_reduction(MaskedStd::name, given, mask, options.dim, options.dtype);
   const auto [mean, squares, count] = by.moments(input, mask, 2, options.dim);
   const auto var = variance(squares, count, options.correction);
   // The root of 0 has no derivative; as in torch, its gradient is 0.
   const auto zero = var.eq(0), root = at::where(zero, at::ones_like(var), var).sqrt();
-  return finished(at::where(zero, at::zeros_like(var), root), type, options.dim, options.keepdim);
+  return reduced(at::where(zero, at::zeros_like(var), root), type, options.dim, options.keepdim);
 }
 
 Whitened whiten_parts(const ReductionSteps& by, const Tensor& input, const OptionalTensor& mask, at::IntArrayRef dim,
@@ -120,13 +134,13 @@ Whitened whiten_parts(const ReductionSteps& by, const Tensor& input, const Optio
   const auto scale = (squares / freedom + kEpsilon).rsqrt();
   // Rounded once: in the input's dtype only if that is the result's.
   const auto computed = type == input.scalar_type() ? type : scale.scalar_type();
-  const auto value = by.spread(scale, input, mean, {}, mask, input.sym_sizes(), computed);
+  const auto value = by.affine(scale, input, mean, {}, mask, input.sym_sizes(), computed);
   return {computed == type ? value : value.to(type), mean, scale, freedom};
 }
 
 Tensor whiten(const ReductionSteps& by, const Tensor& given, const OptionalTensor& mask, const WhitenOptions& options) {
-  const auto [input, type] = resolve_reduction(MaskedWhiten::op, given, mask, options.dim, options.dtype);
-  if (by.whiten != nullptr) return by.whiten(input, mask, options.dim, type);
+  const auto [input, type] = resolve_reduction(MaskedWhiten::name, given, mask, options.dim, options.dtype);
+  if (by.whiten != nullptr) return by.whiten(input, mask, options, type);
   // The gradient has several terms, which are added before they are rounded.
   const auto wide = is_differentiated(input) ? input.to(accumulation_type(input.scalar_type())) : input;
   return whiten_parts(by, wide, mask, options.dim, type).value;
@@ -137,36 +151,30 @@ Tensor whiten(const ReductionSteps& by, const Tensor& given, const OptionalTenso
 namespace masked_loss::composite {
 namespace {
 
-struct Batched {
-  static ReductionSteps of(const Tensor&) { return {composite_moments, composite_spread}; }
-};
+std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order,
+                                           at::IntArrayRef dim) {
+  return call<MaskedMoments>(input, mask, order, dim);
+}
 
-// Below autograd: by the inner ops where the device has its kernels.
-struct Fused {
-  static std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order,
-                                                    at::IntArrayRef dim) {
-    return handle_of<MaskedMoments>().call(input, mask, order, dim);
-  }
+Tensor affine(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+              const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
+              at::ScalarType type) {
+  return call<MaskedAffine>(scale, input, mean, offset, mask, sizes, type);
+}
 
-  static Tensor spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
-                       const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
-                       at::ScalarType type) {
-    return handle_of<MaskedSpread>().call(scale, input, mean, offset, mask, sizes, type);
-  }
+// Below autograd.
+ReductionSteps steps_of(const Tensor&) { return {moments, affine}; }
 
-  static ReductionSteps of(const Tensor& input) {
-    return has_kernel(handle_of<MaskedMoments>(), input) ? ReductionSteps{moments, spread} : Batched::of(input);
-  }
-};
+void implement(torch::Library& m) {
+  implement_reductions<steps_of>(m);
+  m.impl(MaskedMoments::name, composite_moments);
+  m.impl(MaskedAffine::name, composite_affine);
+}
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) { Reductions<Fused>::implement(m); }
+TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) { implement(m); }
 
-TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
-  Reductions<Batched>::implement(m);
-  m.impl("_masked_moments", composite_moments);
-  m.impl("_masked_spread", composite_spread);
-}
+TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) { implement(m); }
 
 }  // namespace masked_loss::composite

@@ -9,7 +9,6 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
-#include "common/paths.h"
 #include "composite/masks.h"
 
 namespace masked_loss {
@@ -105,41 +104,34 @@ Tensor reduced_logsumexp(const Tensor& result, const Tensor& input, const Logsum
 namespace masked_loss::composite {
 namespace {
 
-template <SoftmaxKind kind, bool fused>
+// Below autograd.
+template <SoftmaxKind kind>
 Tensor softmax(const Tensor& given, const OptionalTensor& mask, const SoftmaxOptions& options) {
-  static const auto forward = SoftmaxForward::find(SoftmaxForward::name);
-  const auto input = resolve_softmax(SoftmaxOp<kind>::op, given, mask, options.dim, options.causal, options.dtype);
-  const SoftmaxSlices slices{kind, options.dim, options.causal};
-  return fused && has_kernel(forward, input) ? SoftmaxForward::call(forward, input, mask, slices)
-                                             : composite_softmax(input, mask, slices);
+  const auto input = resolve_softmax(SoftmaxOp<kind>::name, given, mask, options.dim, options.causal, options.dtype);
+  return call<SoftmaxForward>(input, mask, SoftmaxSlices{kind, options.dim, options.causal});
 }
 
-template <bool fused>
 Tensor logsumexp(const Tensor& given, const OptionalTensor& mask, const LogsumexpOptions& options) {
-  static const auto forward = LogsumexpForward::find(LogsumexpForward::name);
-  const auto input = resolve_softmax(Logsumexp::op, given, mask, options.dim, options.causal, options.dtype);
-  const LogsumexpSlices slices{options.dim, options.causal};
-  const auto result = fused && has_kernel(forward, input) ? LogsumexpForward::call(forward, input, mask, slices)
-                                                          : composite_logsumexp(input, mask, slices);
-  return reduced_logsumexp(result, input, options);
+  const auto input = resolve_softmax(Logsumexp::name, given, mask, options.dim, options.causal, options.dtype);
+  return reduced_logsumexp(call<LogsumexpForward>(input, mask, LogsumexpSlices{options.dim, options.causal}), input,
+                           options);
 }
 
-template <bool fused>
 void implement(torch::Library& m) {
   using enum SoftmaxKind;
-  m.impl("softmax", SoftmaxOp<Softmax>::kernel<softmax<Softmax, fused>>);
-  m.impl("log_softmax", SoftmaxOp<LogSoftmax>::kernel<softmax<LogSoftmax, fused>>);
-  m.impl("logsumexp", Logsumexp::kernel<logsumexp<fused>>);
+  m.impl("softmax", SoftmaxOp<Softmax>::kernel<softmax<Softmax>>);
+  m.impl("log_softmax", SoftmaxOp<LogSoftmax>::kernel<softmax<LogSoftmax>>);
+  m.impl(Logsumexp::name, Logsumexp::kernel<logsumexp>);
+  m.impl(SoftmaxForward::name, SoftmaxForward::kernel<composite_softmax>);
+  m.impl(SoftmaxBackward::name, SoftmaxBackward::kernel<composite_softmax_backward>);
+  m.impl(LogsumexpForward::name, LogsumexpForward::kernel<composite_logsumexp>);
+  m.impl(LogsumexpBackward::name, LogsumexpBackward::kernel<composite_logsumexp_backward>);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) { implement<true>(m); }
+TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) { implement(m); }
 
-TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
-  implement<false>(m);
-  m.impl("_softmax_backward", SoftmaxBackward::kernel<composite_softmax_backward>);
-  m.impl("_logsumexp_backward", LogsumexpBackward::kernel<composite_logsumexp_backward>);
-}
+TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) { implement(m); }
 
 }  // namespace masked_loss::composite

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "common/checks.h"
+#include "common/softmax_ops.h"
 
 namespace masked_loss {
 

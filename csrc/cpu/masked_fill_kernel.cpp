@@ -88,8 +88,8 @@ constexpr MaskedFillKernel kernel{fill<T>, fill_<T>};
 }  // namespace
 
 const MaskedFillKernels& masked_fill_kernels() {
-  static constexpr MaskedFillKernels kernels{
-      {kernel<std::uint8_t>, kernel<std::uint16_t>, kernel<std::uint32_t>, kernel<std::uint64_t>, kernel<Bits16>}};
+  static constexpr MaskedFillKernels kernels{{kernel<std::uint8_t>, kernel<std::uint16_t>, kernel<std::uint32_t>,
+                                              kernel<std::uint64_t>, kernel<std::array<std::uint64_t, 2>>}};
   return kernels;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
-#include "common/masked_fill.h"
+#include <cstdint>
+
 #include "cpu/capability.h"
 
 namespace masked_loss::cpu {

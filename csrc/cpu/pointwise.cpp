@@ -63,12 +63,12 @@ double divisor_of(PointwiseOperands<A>& operands, const PointwiseOptions& option
 }
 
 template <class A>
-void check_fits(const PointwiseOperands<A>& operands, const PointwiseTraits& traits) {
+void check_domains(const PointwiseOperands<A>& operands, const PointwiseTraits& traits) {
   const auto& work = operands.work;
   const auto check = [&](const char* name, const Domain& domain, const Operand& operand) {
     if (!domain.is_bounded()) return;
-    const auto [at, value] = kernels().of<A>().find_unfit(work, operand, domain);
-    if (at < work.count) throw_unfit(traits.name, name, domain, value, at, operands.shape);
+    const auto [at, value] = kernels().of<A>().find_outside_domain(work, operand, domain);
+    if (at < work.count) throw_outside_domain(traits.name, name, domain, value, at, operands.shape);
   };
   check("input", traits.input_domain, work.input);
   check("target", traits.target_domain, work.target);
@@ -95,7 +95,7 @@ double run(PointwiseOperands<A>& operands, const PointwiseOptions& options, std:
   });
   double total = 0;
   for (const double sum : sums) total += sum;
-  if (std::isnan(total)) check_fits(operands, pointwise_traits(options.loss));
+  if (std::isnan(total)) check_domains(operands, pointwise_traits(options.loss));
   return total / divisor;
 }
 

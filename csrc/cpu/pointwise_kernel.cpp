@@ -302,7 +302,7 @@ PointwiseSum weigh(const PointwiseWork<A>& work, std::int64_t begin, std::int64_
 }
 
 template <class A>
-UnfitElement find_unfit(const PointwiseWork<A>& work, const Operand& operand, const Domain& domain) {
+OutsideDomain find_outside_domain(const PointwiseWork<A>& work, const Operand& operand, const Domain& domain) {
   Stage<A> stage;
   for (std::int64_t begin = 0; begin < work.count; begin += kBlock) {
     const auto n = std::min(kBlock, work.count - begin);
@@ -319,7 +319,7 @@ UnfitElement find_unfit(const PointwiseWork<A>& work, const Operand& operand, co
 
 template <class A, class... Formula>
 constexpr PointwiseKernelsOf<A> kernels_of(std::tuple<Formula...>*) {
-  return {{{run<Formula, A>}...}, weigh<A>, find_unfit<A>};
+  return {{{run<Formula, A>}...}, weigh<A>, find_outside_domain<A>};
 }
 
 }  // namespace

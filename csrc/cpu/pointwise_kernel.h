@@ -1,11 +1,11 @@
 #pragma once
 
-#include "common/pointwise_work.h"
+#include "common/pointwise.h"
 #include "cpu/capability.h"
 
 namespace masked_loss::cpu {
 
-struct UnfitElement {
+struct OutsideDomain {
   std::int64_t at;
   double value;
 };
@@ -22,7 +22,7 @@ struct PointwiseKernelsOf {
   // The sum of the kept sample weights of [begin, end), times the weights where those are given.
   PointwiseSum (*weigh)(const PointwiseWork<A>& work, std::int64_t begin, std::int64_t end);
   // The first kept element of an operand that its domain excludes; behind the last one if there is none.
-  UnfitElement (*find_unfit)(const PointwiseWork<A>& work, const Operand& operand, const Domain& domain);
+  OutsideDomain (*find_outside_domain)(const PointwiseWork<A>& work, const Operand& operand, const Domain& domain);
 };
 
 struct PointwiseKernels {

@@ -5,9 +5,8 @@
 
 #include <vector>
 
-#include "common/accumulation.h"
+#include "common/host_device.h"
 #include "common/huge_pages.h"
-#include "common/masked_fill.h"
 #include "common/reductions_operands.h"
 #include "cpu/parallel.h"
 #include "cpu/reductions_kernel.h"
@@ -157,14 +156,14 @@ std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& given, const Opt
   return moments;
 }
 
-Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+Tensor masked_affine(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
                      const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef symbolic_sizes,
                      at::ScalarType type) {
-  check_spread(scale, input, mean, offset, mask, symbolic_sizes, type);
+  check_affine(scale, input, mean, offset, mask, symbolic_sizes, type);
   const auto sizes = C10_AS_INTARRAYREF_SLOW(symbolic_sizes);
   auto result = empty_output(sizes, type);
   const auto accumulation = accumulation_type(type);
-  const auto read_as = spread_input_type(input, type);
+  const auto read_as = affine_input_type(input, type);
   at::TensorIteratorConfig config;
   config.set_check_mem_overlap(false).check_all_same_dtype(false).resize_outputs(false).add_output(result);
   int operands = 0;
@@ -179,12 +178,12 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
   const bool past_cache = static_cast<std::int64_t>(result.nbytes()) >= kPastCache;
   dispatch(read_as, [&](auto t) {
     const auto& kernels_of_type = kernels().template of<decltype(t)>();
-    const auto spread = read_as == type ? kernels_of_type.spread : kernels_of_type.spread_wide;
+    const auto affine = read_as == type ? kernels_of_type.affine : kernels_of_type.affine_wide;
     iterator.for_each([&](char** data, const std::int64_t* strides, std::int64_t n, std::int64_t lines) {
       for (std::int64_t i = 0; i < lines; ++i) {
         const auto line = [&](int k) { return data[k] + i * strides[operands + 1 + k]; };
         const auto given = [&](int k) -> const char* { return k == 0 ? nullptr : line(k); };
-        spread({line(0), line(of_scale), given(of_input), given(of_mean), given(of_offset), given(of_mask), strides[0],
+        affine({line(0), line(of_scale), given(of_input), given(of_mean), given(of_offset), given(of_mask), strides[0],
                 strides[of_scale], strides[of_input], strides[of_mean], strides[of_offset], strides[of_mask], n,
                 past_cache});
       }
@@ -197,7 +196,7 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
 
 TORCH_LIBRARY_IMPL(masked_loss, CPU, m) {
   m.impl("_masked_moments", masked_moments);
-  m.impl("_masked_spread", masked_spread);
+  m.impl("_masked_affine", masked_affine);
 }
 
 }  // namespace masked_loss::cpu

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "common/accumulation.h"
+#include "common/host_device.h"
 #include "cpu/blocks.h"
 
 namespace masked_loss::cpu::CPU_CAPABILITY {
@@ -268,7 +268,7 @@ const A* load_line(const char* from, std::int64_t stride, std::int64_t n, A* sta
 }
 
 template <class T, class R>
-void spread(const SpreadLine& line) {
+void affine(const AffineLine& line) {
   using A = Accumulation<T>;
   using V = Vectorized<A>;
   A scale_stage[kBlock], input_stage[kBlock], mean_stage[kBlock], offset_stage[kBlock];
@@ -310,7 +310,7 @@ void spread(const SpreadLine& line) {
 }
 
 template <class T>
-constexpr ReductionsKernel<T> kernel{line<T>, lanes<T>, tile<T>, spread<T, T>, spread<T, Accumulation<T>>};
+constexpr ReductionsKernel<T> kernel{line<T>, lanes<T>, tile<T>, affine<T, T>, affine<T, Accumulation<T>>};
 
 }  // namespace
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "common/reductions_work.h"
+#include "common/reductions.h"
 #include "cpu/capability.h"
 #include "cpu/kernel_table.h"
 
@@ -12,8 +12,8 @@ inline constexpr std::int64_t kMomentLanes = 2048;
 inline constexpr std::int64_t kMomentTileElements = 64;
 constexpr std::int64_t moment_tile(std::int64_t elements) { return elements <= 4 ? 1024 : 4096 / elements / 16 * 16; }
 
-// Lines for an operand of `spread`, at the strides of bytes that TensorIterator gives.
-struct SpreadLine {
+// Lines for an operand of `affine`, at the strides of bytes that TensorIterator gives.
+struct AffineLine {
   char* result;
   const char *scale, *input, *mean, *offset, *mask;  // null: not given
   std::int64_t result_stride, scale_stride, input_stride, mean_stride, offset_stride, mask_stride;
@@ -31,8 +31,8 @@ struct ReductionsKernel {
   // All elements of `count` kept rows, at most moment_tile of them, wherever they lie.
   void (*tile)(const MomentsWork<T>& work, int order, std::int64_t row, std::int64_t count, Moments* results);
   // The result is in T, or in what it is computed in.
-  void (*spread)(const SpreadLine& line);
-  void (*spread_wide)(const SpreadLine& line);
+  void (*affine)(const AffineLine& line);
+  void (*affine_wide)(const AffineLine& line);
 };
 
 using ReductionsKernels = KernelTable<ReductionsKernel<float>, ReductionsKernel<double>, ReductionsKernel<at::BFloat16>,

@@ -1,7 +1,7 @@
 #include <ATen/Dispatch.h>
 #include <c10/util/SmallBuffer.h>
 
-#include "common/accumulation.h"
+#include "common/host_device.h"
 #include "common/huge_pages.h"
 #include "common/softmax_inner.h"
 #include "cpu/parallel.h"

@@ -21,7 +21,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "common/accumulation.h"
+#include "common/host_device.h"
 #include "common/softmax.h"
 
 namespace masked_loss::cuda {

@@ -1,7 +1,7 @@
 // Elements of operands that lie anywhere in memory, and sums of them.
 #pragma once
 
-#include "common/operand.h"
+#include "common/rows.h"
 #include "cuda/device.cuh"
 #include "cuda/elements.h"
 

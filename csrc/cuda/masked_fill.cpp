@@ -1,4 +1,4 @@
-#include "common/masked_fill.h"
+#include "common/masked_fill_ops.h"
 
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/ne.h>
@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <numeric>
 
-#include "common/checks.h"
 #include "common/strides.h"
 #include "cuda/masked_fill_kernel.h"
 #include "cuda/stream.h"

@@ -106,7 +106,7 @@ Results compute(PointwiseCall call, bool with_gradient, const Tensor* grad) {
 }
 
 // An error for the first kept value that does not fit the formula, which makes its loss NaN. Waits for the device.
-void check_fits(const PointwiseCall& call) {
+void check_domains(const PointwiseCall& call) {
   const auto& traits = pointwise_traits(call.options.loss);
   if (!traits.input_domain.is_bounded() && !traits.other_domain.is_bounded()) return;
   auto each = call;
@@ -120,7 +120,7 @@ void check_fits(const PointwiseCall& call) {
     for (std::int64_t i = 0; i < at.numel(); ++i) {
       const double value = values.const_data_ptr<double>()[i];
       const auto position = at.const_data_ptr<std::int64_t>()[i];
-      if (domain.excludes(value)) throw_unfit(traits.name, name, domain, value, position, call.input.sizes());
+      if (domain.excludes(value)) throw_outside_domain(traits.name, name, domain, value, position, call.input.sizes());
     }
   };
   check("input", traits.input_domain, call.input);
@@ -130,7 +130,7 @@ void check_fits(const PointwiseCall& call) {
 
 Results run(const PointwiseCall& call, bool with_gradient, const Tensor* grad) {
   check_pointwise(call.input, call.target, call.other, call.mask, call.options);
-  if (checks_values() && !is_capturing()) check_fits(call);
+  if (checks_values() && !is_capturing()) check_domains(call);
   return compute(call, with_gradient, grad);
 }
 

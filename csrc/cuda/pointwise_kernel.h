@@ -2,7 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "common/pointwise_work.h"
+#include "common/pointwise.h"
 
 namespace masked_loss::cuda {
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "common/masked_fill.h"
 #include "common/reductions_operands.h"
 #include "cuda/dispatch.h"
 #include "cuda/operands.h"
@@ -47,16 +46,16 @@ std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& given, const Opt
   return moments;
 }
 
-Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+Tensor masked_affine(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
                      const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef symbolic_sizes,
                      at::ScalarType type) {
-  check_spread(scale, input, mean, offset, mask, symbolic_sizes, type);
+  check_affine(scale, input, mean, offset, mask, symbolic_sizes, type);
   const OnDevice on(scale);
   const auto sizes = C10_AS_INTARRAYREF_SLOW(symbolic_sizes);
   const auto result = at::empty(sizes, scale.options().dtype(type));
   const auto accumulation = accumulation_type(type);
-  const auto read_as = spread_input_type(input, type);
-  SpreadWork work{result.numel(), {}, {}, {}, {}, {}, result.mutable_data_ptr()};
+  const auto read_as = affine_input_type(input, type);
+  AffineWork work{result.numel(), {}, {}, {}, {}, {}, result.mutable_data_ptr()};
   c10::SmallVector<Tensor, 5> owned;
   const auto set = [&](Operand& to, const OptionalTensor& tensor, at::ScalarType as) {
     if (!tensor) return;
@@ -70,7 +69,7 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
   set(work.offset, offset, accumulation);
   set(work.mask, mask, at::kBool);
   dispatch(read_as, [&](auto t, auto) {
-    (read_as == type ? spread<decltype(t)> : spread_wide<decltype(t)>)(work, on.device().stream);
+    (read_as == type ? affine<decltype(t)> : affine_wide<decltype(t)>)(work, on.device().stream);
   });
   return result;
 }
@@ -79,7 +78,7 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
 
 MASKED_LOSS_CUDA_IMPL(m) {
   m.impl("_masked_moments", masked_moments);
-  m.impl("_masked_spread", masked_spread);
+  m.impl("_masked_affine", masked_affine);
 }
 
 }  // namespace masked_loss::cuda

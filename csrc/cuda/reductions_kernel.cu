@@ -333,14 +333,14 @@ __global__ void __launch_bounds__(kThreads) merge_parts(const Part<A>* parts, in
 }
 
 template <class R>
-struct SpreadElements {
+struct AffineElements {
   std::int64_t count;
   Strided scale, input, mean, offset, mask;
   R* result;
 };
 
 template <class T, class R>
-__global__ void __launch_bounds__(kThreads) spread_elements(SpreadElements<R> work) {
+__global__ void __launch_bounds__(kThreads) affine_elements(AffineElements<R> work) {
   using A = Accumulation<T>;
   constexpr int n = Pack<T>::size, packs = 2;
   const auto begin = (std::int64_t(blockIdx.x) * (packs * kThreads) + threadIdx.x) * n;
@@ -493,29 +493,29 @@ void find_moments(const MomentsWork<T>& work, int order, void* memory, const Mom
 }
 
 template <class T, class R>
-void spread_to(const SpreadWork& of, cudaStream_t stream) {
+void affine_to(const AffineWork& of, cudaStream_t stream) {
   if (of.count == 0) return;
-  const SpreadElements<R> work{of.count,           strided(of.scale), strided(of.input),         strided(of.mean),
+  const AffineElements<R> work{of.count,           strided(of.scale), strided(of.input),         strided(of.mean),
                                strided(of.offset), strided(of.mask),  static_cast<R*>(of.result)};
   const auto blocks = divide_up(of.count, 2 * kThreads * Pack<T>::size);
-  launch(spread_elements<T, R>, {unsigned(blocks), kThreads}, stream, work);
+  launch(affine_elements<T, R>, {unsigned(blocks), kThreads}, stream, work);
 }
 
 template <class T>
-void spread(const SpreadWork& of, cudaStream_t stream) {
-  spread_to<T, T>(of, stream);
+void affine(const AffineWork& of, cudaStream_t stream) {
+  affine_to<T, T>(of, stream);
 }
 
 template <class T>
-void spread_wide(const SpreadWork& of, cudaStream_t stream) {
-  spread_to<T, Accumulation<T>>(of, stream);
+void affine_wide(const AffineWork& of, cudaStream_t stream) {
+  affine_to<T, Accumulation<T>>(of, stream);
 }
 
 #define INSTANTIATE(T, A)                                                                               \
   template std::int64_t moments_bytes(const MomentsWork<T>&);                                           \
   template void find_moments(const MomentsWork<T>&, int, void*, const MomentsResult<A>&, cudaStream_t); \
-  template void spread<T>(const SpreadWork&, cudaStream_t);                                             \
-  template void spread_wide<T>(const SpreadWork&, cudaStream_t);
+  template void affine<T>(const AffineWork&, cudaStream_t);                                             \
+  template void affine_wide<T>(const AffineWork&, cudaStream_t);
 MASKED_LOSS_EACH_DTYPE(INSTANTIATE)
 #undef INSTANTIATE
 

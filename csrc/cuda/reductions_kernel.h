@@ -2,8 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
-#include "common/operand.h"
-#include "common/reductions_work.h"
+#include "common/reductions.h"
+#include "common/rows.h"
 
 namespace masked_loss::cuda {
 
@@ -18,17 +18,17 @@ void find_moments(const MomentsWork<T>& work, int order, void* memory, const Mom
                   cudaStream_t stream);
 
 // scale * (input - mean) + offset of what the mask keeps, and else 0. Input and result are in T, and the others in what
-// it is computed in, as the result of `spread_wide` is; the result is contiguous and begins at a multiple of 16 bytes.
+// it is computed in, as the result of `affine_wide` is; the result is contiguous and begins at a multiple of 16 bytes.
 // Without an input there is no mean.
-struct SpreadWork {
+struct AffineWork {
   std::int64_t count;
   Operand scale, input, mean, offset, mask;
   void* result;
 };
 
 template <class T>
-void spread(const SpreadWork& work, cudaStream_t stream);
+void affine(const AffineWork& work, cudaStream_t stream);
 template <class T>
-void spread_wide(const SpreadWork& work, cudaStream_t stream);
+void affine_wide(const AffineWork& work, cudaStream_t stream);
 
 }  // namespace masked_loss::cuda

@@ -2,7 +2,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "common/checks.h"
+#include "common/cross_entropy_ops.h"
 
 namespace masked_loss::meta {
 namespace {

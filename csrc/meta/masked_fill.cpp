@@ -1,7 +1,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "common/checks.h"
+#include "common/masked_fill_ops.h"
 
 namespace masked_loss::meta {
 namespace {

@@ -1,7 +1,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "common/checks.h"
+#include "common/pointwise_ops.h"
 
 namespace masked_loss::meta {
 namespace {

@@ -1,7 +1,6 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include "common/checks.h"
 #include "common/reductions_operands.h"
 
 namespace masked_loss::meta {
@@ -12,10 +11,10 @@ std::tuple<Tensor, Tensor, Tensor> masked_moments(const Tensor& input, const Opt
   return empty_moments(input, order, check_moments(input, mask, order, dim));
 }
 
-Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
+Tensor masked_affine(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,
                      const OptionalTensor& offset, const OptionalTensor& mask, c10::SymIntArrayRef sizes,
                      at::ScalarType type) {
-  check_spread(scale, input, mean, offset, mask, sizes, type);
+  check_affine(scale, input, mean, offset, mask, sizes, type);
   return at::empty_symint(sizes, scale.options().dtype(type));
 }
 
@@ -23,7 +22,7 @@ Tensor masked_spread(const Tensor& scale, const OptionalTensor& input, const Opt
 
 TORCH_LIBRARY_IMPL(masked_loss, Meta, m) {
   m.impl("_masked_moments", masked_moments);
-  m.impl("_masked_spread", masked_spread);
+  m.impl("_masked_affine", masked_affine);
 }
 
 }  // namespace masked_loss::meta

@@ -1,4 +1,4 @@
-"""``torch.nn.functional``'s losses with a mask: what is masked is left out of the loss, its mean and its gradient."""
+"""PyTorch's losses with a mask. Masked positions are left out of the loss, its mean and its gradient."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""``python -m masked_loss``: what was installed and where, and what a mask does to a saved batch."""
+"""``python -m masked_loss``: describes the installation, and inspects a saved batch."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from .paths import cmake_prefix_path, library_path
 
 
 def build_info() -> str:
-    """What the library was built for, and what of it runs here."""
+    """What the library was built for, and which kernels run on this machine."""
     compiled = _build.cpu_capabilities.split(";")
     capability = torch.backends.cpu.get_cpu_capability()
     used = capability if capability in compiled else "DEFAULT"
@@ -28,29 +28,38 @@ def build_info() -> str:
 
 
 def count(text: str) -> int:
-    """A number of things."""
+    """A number that is not negative."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number that is not negative, got {text}")
     return int(text)
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for, which is one thing."""
+    """The command line, which asks for one thing."""
     parser = argparse.ArgumentParser(prog="python -m masked_loss", description=__doc__.replace("``", "`"))
     parser.add_argument("--version", action="version", version=__version__)
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
-        "--info", action="store_true", help="print torch's version, CUDA architectures, instruction sets"
+        "--info",
+        action="store_true",
+        help="print the torch version, CUDA architectures and instruction sets of the build",
     )
-    choice.add_argument("--cmake-dir", action="store_true", help="print what to add to CMAKE_PREFIX_PATH")
-    choice.add_argument("--library", action="store_true", help="print the shared library that registers the ops")
-    inspect = parser.add_subparsers(dest="command").add_parser("inspect", help="tell what a mask does to a saved batch")
-    inspect.add_argument("batch", type=Path, help="saved by torch.save: a dict of logits, targets (or labels) and mask")
-    inspect.add_argument("--dim", type=int, help="the class dimension, where the shapes do not tell it")
+    choice.add_argument("--cmake-dir", action="store_true", help="print the folder to add to CMAKE_PREFIX_PATH")
+    choice.add_argument(
+        "--library", action="store_true", help="print the path of the shared library that registers the ops"
+    )
+    inspect = parser.add_subparsers(dest="command").add_parser(
+        "inspect", help="report which positions of a saved batch count"
+    )
+    inspect.add_argument("batch", type=Path, help="file of torch.save: a dict of logits, targets (or labels) and mask")
+    inspect.add_argument("--dim", type=int, help="the class dimension, if the shapes are ambiguous")
     inspect.add_argument(
-        "--limit", type=count, default=12, help="how many sequences are printed, and positions of each"
+        "--limit",
+        type=count,
+        default=12,
+        help="the most sequences, and positions of a sequence, that are printed (default: 12)",
     )
-    inspect.add_argument("--picture", type=Path, help="where to draw (default: beside the batch, as a .png)")
+    inspect.add_argument("--picture", type=Path, help="file of the picture (default: the name of the batch with .png)")
     inspect.add_argument("--no-picture", action="store_true", help="draw nothing")
     chosen = parser.parse_args()
     if (chosen.info or chosen.cmake_dir or chosen.library) == bool(chosen.command):
@@ -59,7 +68,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Prints what was asked for."""
+    """Runs the command line."""
     chosen = arguments()
     if chosen.command == "inspect":
         from . import _inspect

@@ -1,4 +1,4 @@
-"""How a Python function reaches its op: eagerly, from a compiler, and in TorchScript."""
+"""How a Python function calls its op: eagerly, under a compiler, and in TorchScript."""
 
 import ast
 import functools
@@ -19,17 +19,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @torch.jit.unused
 def use_bound(*arguments: object) -> bool:
-    """Whether the pybind11 function will do (a microsecond) instead of ``torch.ops`` (several).
+    """Whether to call the pybind11 function, which takes a microsecond, instead of ``torch.ops``, which takes several.
 
-    It will where nothing above the dispatcher must see the op: a compiler, a trace, ``__torch_function__``.
+    Not if something above the dispatcher has to see the op: a compiler, a trace, ``__torch_function__``.
     """
     return not (torch.compiler.is_compiling() or has_torch_function(arguments) or torch.jit.is_tracing())
 
 
 def scriptable(function: Function) -> Function:
-    """Lets ``torch.jit.script`` take a function with keyword-only arguments, which it refuses when they have defaults.
+    """Lets ``torch.jit.script`` compile a function that has keyword-only arguments with defaults.
 
-    It is given the same function without the star.
+    TorchScript refuses these, so it compiles the same function without the star.
     """
 
     @functools.cache

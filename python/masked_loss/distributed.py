@@ -42,26 +42,28 @@ def _copy(count: Tensor) -> Tensor:
 def global_normalizer(
     count: Union[float, Tensor], group: Optional["ProcessGroup"] = None, *, averaged_gradients: bool = True
 ) -> Tensor:
-    r"""The ``normalizer`` that makes gradients those of the mean over a batch spread over processes and micro-batches.
+    r"""The ``normalizer`` for the mean over a batch that is spread over processes and micro-batches.
 
-    Over :math:`P` processes with counts :math:`n_p` it is :math:`\sum_p n_p / P`: DDP and FSDP average gradients, which
-    divides by :math:`P` once more. Every process of the group has to call it, also one that keeps nothing, once an
-    optimizer step and before its first backward pass. It takes no mask: ``loss_normalizer`` counts what a mask keeps.
+    Over :math:`P` processes with counts :math:`n_p` it is :math:`\sum_p n_p / P`, because DDP and FSDP average
+    gradients, which divides by :math:`P` once more. Call it on every process of the group, also on one without unmasked
+    positions, once per optimizer step and before the first backward pass. It takes a count, not a mask:
+    :func:`loss_normalizer` counts unmasked positions.
 
     Args:
-        count: what this process keeps in all of its micro-batches of the step: the sum of their ``loss_normalizer``.
-            A number, or a 0-d tensor of a real dtype on a device that the group reduces on; left as it is.
-        group: the processes that share the batch; by default all of them, or this one alone where
-            ``torch.distributed`` is not initialised.
-        averaged_gradients: False if gradients are summed over the group: the plain sum of the counts.
+        count: the count of this process over all micro-batches of the step, such as the sum of their
+            ``loss_normalizer``. A number, or a 0-d tensor of a real dtype on a device that the group reduces on. It is
+            not modified.
+        group: the processes that share the batch; by default all, or only this one if ``torch.distributed`` is not
+            initialized.
+        averaged_gradients: False if gradients are summed over the group. The result is then :math:`\sum_p n_p`.
 
     Returns:
-        0-d, without a gradient; float32 for a floating-point tensor (float64 for float64), float64 for integers and
-        numbers; on ``count``'s device, or for a number on torch's default device (on the group's where the group does
-        not reduce there, but not under ``torch.compile``).
+        A 0-d tensor without gradient: float32 for a floating-point tensor (float64 for float64), float64 for integers
+        and numbers. It is on ``count``'s device. For a number it is on torch's default device. If the group does not
+        reduce there, it is on a device of the group, except under ``torch.compile``.
 
     Raises:
-        TypeError: ``count`` is no number and no tensor, or of a complex or bool dtype.
+        TypeError: ``count`` is not a number or a tensor, or has a complex or bool dtype.
         RuntimeError: ``count`` is not 0-d.
         ValueError: this process is not in ``group``.
 

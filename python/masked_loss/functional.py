@@ -1,8 +1,8 @@
 """``torch.nn.functional``'s losses, and ``masked_fill``, with a mask.
 
-Everywhere but in ``masked_fill`` a mask says what to *keep*: True (or the integer 1) counts; False is left out of the
-loss, of its mean and of the gradient, whatever lies there. Integers other than 0 and 1 are an error where values are
-read: on the CPU, and with ``MASKED_LOSS_CHECK=1`` in the environment on other devices, where nonzero keeps otherwise.
+A mask says which positions to *keep*: True (or the integer 1) counts. Masked positions are left out of the loss, of its
+mean and of the gradient. Only in ``masked_fill`` does True mean *fill*. Integers other than 0 and 1 are an error on the
+CPU. On other devices they are one with ``MASKED_LOSS_CHECK=1`` in the environment; otherwise nonzero keeps.
 """
 
 from typing import List, Optional, Union
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._arguments import id_list, normalizer_tensor, reduction_number
 from ._dispatch import bound, scriptable, use_bound
+from ._docstrings import share_text
 from .pointwise import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -77,58 +78,64 @@ def cross_entropy(
 ) -> Tensor:
     r"""Cross entropy of class indices, or of class probabilities, over the positions that ``mask`` keeps.
 
-    With allowed classes :math:`A`, logits :math:`x`, target :math:`y`, class weights :math:`w`, smoothing
+    With allowed classes :math:`A`, logits :math:`x`, target :math:`y`, class weights :math:`w`, label smoothing
     :math:`\varepsilon`, z-loss coefficient :math:`z` and :math:`\mathrm{lse} = \log \sum_{c \in A} e^{x_c}`, the loss
     of a position is
 
     .. math:: \ell = (1-\varepsilon)\, w_y (\mathrm{lse} - x_y)
               + \frac{\varepsilon}{|A|} \sum_{c \in A} w_c (\mathrm{lse} - x_c) + z\, w_y\, \mathrm{lse}^2
 
-    times its ``sample_weight`` :math:`s`; ``'mean'`` is :math:`\sum s \ell / \sum s w_y` over what is kept. With
-    probabilities :math:`q` instead of a class it is
+    It is multiplied by its ``sample_weight`` :math:`s`. ``'mean'`` is :math:`\sum s \ell / \sum s w_y` over the
+    unmasked positions. With class probabilities :math:`q` the loss of a position is
 
     .. math:: \ell = \sum_{c \in A} \Big((1-\varepsilon)\, q_c + \frac{\varepsilon}{|A|}\Big)\, w_c (\mathrm{lse} - x_c)
               + z\, \mathrm{lse}^2
 
-    and ``'mean'`` divides by :math:`\sum s`. Without a mask this is :func:`torch.nn.functional.cross_entropy`, but for
-    one point: where nothing is kept, the loss is 0 with a zero gradient instead of NaN.
+    and ``'mean'`` is :math:`\sum s \ell / \sum s`. Without a mask this is :func:`torch.nn.functional.cross_entropy`. If
+    every position is masked, the loss is 0 with a zero gradient instead of NaN.
 
     Args:
-        input: logits ``(N, C, d1, ...)``, or ``(C,)``; float32, float64, bfloat16 or float16.
-        target: class indices, ``input``'s shape without ``dim``; int64, int32 or uint8. Or class probabilities,
-            ``input``'s shape, of a floating dtype; differentiable.
-        mask: True (1) = keep. bool, or an integer dtype that holds 0 and 1; the rank of ``input`` without ``dim``, each
-            size equal or 1. What lies at a masked position (NaN, an index out of range, ...) changes nothing, and its
-            gradient is exactly 0.
-        weight: weights of the classes ``(C,)``; differentiable with class probabilities.
-        sample_weight: weights of the positions, as ``mask`` in rank and sizes; differentiable. 0 masks, unless it
-            requires grad.
-        class_mask: True = the class is allowed. ``(C,)`` along ``dim``, or ``input``'s rank with each size equal or 1.
-            Other classes take no probability, no gradient and no label smoothing. A row without an allowed class is
-            masked; a kept target on a class that is not allowed, or a probability above 0 there, costs +inf.
-        ignore_index: one target, or several, that mask the positions where they stand.
-        reduction: ``'none'``, ``'mean'``, ``'sum'``, or ``'sequence_mean'``: the mean over the sequences (the first
-            dimension of the mask) with something kept of each one's weighted mean.
+        input: logits; float32, float64, bfloat16 or float16.
+        target: class indices of dtype int64, int32 or uint8; or class probabilities of a floating dtype, which are
+            differentiable.
+        mask: bool, or integers 0 and 1. True (1) = keep. Masked positions are not read: NaN or an index out of range
+            there changes nothing, and their gradient is exactly 0.
+        weight: weights of the classes, as in torch; differentiable with class probabilities.
+        {sample_weight}
+        class_mask: bool, or integers 0 and 1. True (1) = the class is allowed. Disallowed classes get probability 0 and
+            no gradient, and are excluded from label smoothing. A position without allowed classes is masked. If an
+            unmasked position has its target, or a probability above 0, on a disallowed class, its loss is +inf.
+        ignore_index: one class index, or a list of them. Positions with these targets are masked. Only for class
+            indices.
+        {reduction}
         label_smoothing: in [0, 1]; spread over the allowed classes.
-        z_loss: coefficient, of at least 0, of the squared log-sum-exp that is added to the loss.
-        normalizer: number or 0-d tensor that ``'mean'`` divides by instead (a global token count); with
-            ``'sequence_mean'``, instead of the number of sequences.
-        dim: the class dimension; ``dim=-1`` takes ``(B, T, C)`` without a transpose and without a copy.
-        dtype: of the result. Losses are summed in float32 (in float64 for float64) whatever it is, so that
-            ``torch.float32`` of bfloat16 logits costs no copy of them.
+        z_loss: coefficient of the squared log-sum-exp that is added to the loss; at least 0.
+        {normalizer}
+        dim: the class dimension. ``dim=-1`` takes ``(B, T, C)`` without a transpose and without a copy.
+        dtype: dtype of the result. By default ``input``'s dtype, or what it and class probabilities promote to; float32
+            for float16 and bfloat16 under autocast. Losses are summed in float32 in any case (in float64 for float64),
+            so ``torch.float32`` makes no copy of bfloat16 logits.
+
+    Shape:
+        - ``input``: ``(N, C, d1, ...)`` or ``(C,)``. The classes are in dimension ``dim``.
+        - ``target``: ``input``'s shape without ``dim`` for class indices, ``input``'s shape for class probabilities.
+        - ``mask``, ``sample_weight``: the rank of ``input`` without ``dim``, each size equal or 1.
+        - ``weight``: ``(C,)``.
+        - ``class_mask``: ``(C,)``, or the rank of ``input`` with each size equal or 1.
+        - Output: ``input``'s shape without ``dim`` for ``'none'``, otherwise 0-d.
 
     Returns:
-        ``input``'s shape without ``dim`` for ``'none'``, else 0-d; of ``dtype``, by default ``input``'s dtype, or what
-        it and probabilities promote to (float32 for half types under autocast).
+        The loss of each position for ``'none'``, otherwise a 0-d tensor; in ``dtype``.
 
     Raises:
-        IndexError: a kept target is outside ``[0, C)``; on a GPU its loss is NaN instead, unless
-            ``MASKED_LOSS_CHECK=1`` is in the environment.
-        TypeError: a wrong dtype, such as a float mask.
-        ValueError: an argument outside its range.
-        RuntimeError: a wrong shape or device.
+        IndexError: an unmasked target is outside ``[0, C)``; the message names its position. On a GPU the loss of the
+            position is NaN instead, unless ``MASKED_LOSS_CHECK=1`` is in the environment.
+        {raises}
 
-    Source: Szegedy et al. 2016 (label smoothing), Chowdhery et al. 2022 (z-loss).
+    Source: `Szegedy et al. 2016 <https://arxiv.org/abs/1512.00567>`__ (label smoothing),
+    `Chowdhery et al. 2022 <https://arxiv.org/abs/2204.02311>`__ (z-loss).
+
+    With NaN at a masked position:
 
     >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [float("nan"), 5.0]])
     >>> cross_entropy(logits, torch.tensor([0, 0, 1]), torch.tensor([True, True, False]))
@@ -159,25 +166,38 @@ def loss_normalizer(
     ignore_index: Union[int, List[int]] = -100,
     dim: int = 1,
 ) -> Tensor:
-    r"""The sum of the kept weights, :math:`\sum s\, w_y`, that ``cross_entropy(reduction='mean')`` divides by.
+    r"""The divisor of ``cross_entropy(reduction='mean')``: the sum of the unmasked weights, :math:`\sum s\, w_y`.
 
-    Sum it over micro-batches or processes and hand it back as ``normalizer``. It also tells an empty batch (0) from a
-    perfect one. It is for class indices. The mean of a loss of elements, or of class probabilities, divides by the
-    number of kept ones, ``mask.expand(shape).sum()`` for losses of that shape, or by the sum of their weights,
-    ``torch.where(mask, sample_weight, 0).expand(shape).sum()``.
+    Add it over micro-batches or processes and pass the sum as ``normalizer``. It is 0 for an empty batch, which has
+    loss 0 like a perfect prediction.
+
+    It is for class indices. For elementwise losses the divisor is the number of unmasked elements,
+    ``mask.expand(shape).sum()``, or the sum of their weights, ``masked_sum(sample_weight.expand(shape), mask)``.
+    ``shape`` is that of the unreduced loss.
 
     Args:
-        target: class indices, any shape; int64, int32 or uint8.
-        mask: True (1) = keep; ``target``'s rank, each size equal or 1.
-        weight, sample_weight, class_mask, ignore_index, dim: as in :func:`cross_entropy`.
+        target: class indices of dtype int64, int32 or uint8.
+        mask: bool, or integers 0 and 1. True (1) = keep.
+        weight: weights of the classes.
+        sample_weight: weights of the positions.
+        class_mask: bool, or integers 0 and 1. True (1) = the class is allowed. A position without allowed classes is
+            masked.
+        ignore_index: one class index, or a list of them. Positions with these targets are masked.
+        dim: the class dimension of a ``class_mask`` with the rank of the logits.
+
+    Shape:
+        - ``target``: any shape.
+        - ``mask``, ``sample_weight``: the rank of ``target``, each size equal or 1.
+        - ``weight``: ``(C,)``.
+        - ``class_mask``: ``(C,)``, or the rank of the logits with each size equal or 1.
+        - Output: 0-d.
 
     Returns:
-        0-d, float32 (float64 if a weight is), without a gradient; 0 when nothing is kept.
+        float32, or float64 if a weight is float64; without a gradient.
 
     Raises:
-        IndexError: a kept target is negative, or not below the number of classes where ``weight`` or ``class_mask``
-            tells it.
-        TypeError, RuntimeError: as :func:`cross_entropy`.
+        IndexError: an unmasked target is negative, or too large for ``weight`` or ``class_mask``.
+        {raises}
 
     >>> loss_normalizer(torch.tensor([[0, 1], [2, -100]]), torch.tensor([[True], [True]]))
     tensor(3.)
@@ -193,22 +213,28 @@ def loss_normalizer(
 def check_targets(
     target: Tensor, num_classes: int, mask: Optional[Tensor] = None, *, ignore_index: Union[int, List[int]] = -100
 ) -> Tensor:
-    """A copy of ``target``, once every kept class index is seen to lie in ``[0, num_classes)``.
+    """Checks that unmasked class indices are in ``[0, num_classes)`` and returns a copy of ``target``.
 
-    Losses on the CPU check their targets themselves. It returns what it checked so that no compiler drops the check:
-    use the result.
+    Losses on the CPU check their targets themselves. On a GPU this waits for the device. Use the result: if it is
+    unused, a compiler may drop the check.
 
     Args:
-        target: class indices, any shape; int64, int32 or uint8.
+        target: class indices of dtype int64, int32 or uint8.
         num_classes: the number of classes.
-        mask: True (1) = keep; ``target``'s rank, each size equal or 1.
-        ignore_index: one index, or several, that are not checked.
+        mask: bool, or integers 0 and 1. True (1) = keep.
+        ignore_index: one class index, or a list of them, that is not checked.
+
+    Shape:
+        - ``target``: any shape.
+        - ``mask``: the rank of ``target``, each size equal or 1.
+        - Output: ``target``'s shape.
 
     Returns:
-        ``target``'s shape and dtype.
+        A copy of ``target``.
 
     Raises:
-        IndexError: a kept target is outside ``[0, num_classes)``; the message names it and its position.
+        IndexError: an unmasked target is outside ``[0, num_classes)``; the message names it and its position.
+        {raises}
 
     >>> check_targets(torch.tensor([1, 7, 0]), 3, torch.tensor([True, False, True]))
     tensor([1, 7, 0])
@@ -221,19 +247,23 @@ def check_targets(
 
 
 def masked_fill(input: Tensor, mask: Tensor, value: Union[int, float, Tensor]) -> Tensor:
-    """``input`` with ``value`` where ``mask`` is True: here, as in torch, True means *fill*.
+    """``input`` with ``value`` where ``mask`` is True. Here, as in torch, True means *fill*.
 
     Args:
-        input: any shape and dtype; broadcasts with ``mask``.
-        mask: True (1) = fill; bool, or an integer dtype that holds 0 and 1. It is read by its strides, never expanded.
-        value: a number or a 0-d tensor; differentiable as a tensor.
+        input: any dtype.
+        mask: bool, or integers 0 and 1. True (1) = fill.
+        value: a number or a 0-d tensor; a tensor is differentiable.
+
+    Shape:
+        - ``input``, ``mask``: any shapes that broadcast to a common shape S. ``mask`` is not expanded in memory.
+        - Output: S.
 
     Returns:
-        the broadcast shape, ``input``'s dtype. Where filled the gradient of ``input`` is exactly 0.
+        A new tensor of ``input``'s dtype. The gradient of ``input`` is exactly 0 where it is filled.
 
     Raises:
-        TypeError: a float mask.
-        RuntimeError: shapes that do not broadcast, or a value that ``input``'s dtype cannot hold.
+        TypeError: an argument has a wrong type or dtype, such as a float mask or a ``DTensor``.
+        RuntimeError: shapes do not broadcast, or ``input``'s dtype cannot hold ``value``.
 
     >>> masked_fill(torch.tensor([1.0, 2.0]), torch.tensor([False, True]), -1)
     tensor([ 1., -1.])
@@ -248,19 +278,25 @@ def masked_fill(input: Tensor, mask: Tensor, value: Union[int, float, Tensor]) -
 
 
 def masked_fill_(input: Tensor, mask: Tensor, value: Union[int, float, Tensor]) -> Tensor:
-    """:func:`masked_fill` in place: writes ``value`` into ``input`` where ``mask`` is True, and returns ``input``.
+    """:func:`masked_fill` in place. Here, as in torch, True means *fill*.
 
     Args:
-        input: any shape and dtype; no two of its elements may share memory.
-        mask: True (1) = fill; broadcasts to ``input``, which never grows. bool, or integers 0 and 1.
-        value: a number or a 0-d tensor; differentiable as a tensor.
+        input: any dtype. No two of its elements may share memory.
+        mask: bool, or integers 0 and 1. True (1) = fill.
+        value: a number or a 0-d tensor; a tensor is differentiable.
+
+    Shape:
+        - ``input``: any shape.
+        - ``mask``: broadcasts to ``input``.
+        - Output: ``input``'s shape.
 
     Returns:
         ``input``.
 
     Raises:
-        TypeError: a float mask.
-        RuntimeError: as :func:`masked_fill`, or ``input``'s elements share memory with each other or with ``mask``.
+        TypeError: an argument has a wrong type or dtype, such as a float mask or a ``DTensor``.
+        RuntimeError: ``mask`` does not broadcast to ``input``, ``input``'s dtype cannot hold ``value``, or elements of
+            ``input`` share memory with each other or with ``mask``.
 
     >>> x = torch.tensor([1, 2])
     >>> masked_fill_(x, torch.tensor([False, True]), -1)
@@ -275,3 +311,26 @@ def masked_fill_(input: Tensor, mask: Tensor, value: Union[int, float, Tensor]) 
     else:
         torch.ops.masked_loss.masked_fill_(input, mask, value)
     return input
+
+
+share_text(
+    [cross_entropy, loss_normalizer, check_targets],
+    sample_weight="""
+        sample_weight: weights of the positions, in the loss and in its mean; differentiable. A position with weight 0
+            is masked, unless ``sample_weight`` requires grad.
+    """,
+    reduction="""
+        reduction: ``'none'``, ``'mean'``, ``'sum'`` or ``'sequence_mean'``. ``'sequence_mean'`` takes the weighted
+            mean of each sequence (each index of dim 0), then the mean over the sequences that have unmasked positions.
+    """,
+    normalizer="""
+        normalizer: a number or a 0-d tensor without gradient, at least 0. ``'mean'`` divides by it instead of the sum
+            of the weights, ``'sequence_mean'`` instead of the number of sequences. Use it for a token count over
+            several micro-batches or processes.
+    """,
+    raises="""
+        TypeError: an argument has a wrong type or dtype, such as a float mask or a ``DTensor``.
+        ValueError: a value is out of range, such as an integer mask with values other than 0 and 1.
+        RuntimeError: an argument has a wrong shape or is on a wrong device.
+    """,
+)

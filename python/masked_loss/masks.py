@@ -1,4 +1,4 @@
-"""Masks: True = keep, everywhere."""
+"""Functions that make masks. True = keep."""
 
 from typing import List, Optional, Union
 
@@ -20,16 +20,21 @@ def sequence_mask(lengths: Tensor, maxlen: Optional[int] = None, *, padding_side
     """True at the positions inside each sequence of a padded batch.
 
     Args:
-        lengths: ``(...)``, any integer dtype; what is above ``maxlen`` counts as ``maxlen``, below 0 as 0.
-        maxlen: length T of the padded dimension; by default the largest length (which reads ``lengths`` on the host).
-        padding_side: ``'right'`` or ``'left'``, where the padding lies.
+        lengths: integers. A length above ``maxlen`` counts as ``maxlen``, a negative one as 0.
+        maxlen: size T of the padded dimension; by default the largest length. On a GPU the default waits for the
+            device.
+        padding_side: ``'right'`` or ``'left'``: the side of the padding.
+
+    Shape:
+        - ``lengths``: any shape ``(...)``.
+        - Output: ``(..., T)``.
 
     Returns:
-        bool, ``(..., T)``.
+        A bool tensor.
 
     Raises:
-        TypeError: lengths that are not integers.
-        ValueError: an unknown padding side or a negative ``maxlen``.
+        TypeError: ``lengths`` is not an integer tensor.
+        ValueError: an unknown ``padding_side``, or a negative ``maxlen``.
 
     >>> sequence_mask(torch.tensor([2, 0, 3]))
     tensor([[ True,  True, False],
@@ -53,12 +58,15 @@ def causal_mask(query_len: int, key_len: Optional[int] = None, *, device: Option
 
     Args:
         query_len: number of queries T.
-        key_len: number of keys S; by default T. The two are aligned at the top left, as ``is_causal`` of
+        key_len: number of keys S; by default T. Queries and keys are aligned at the top left, as ``is_causal`` of
             :func:`torch.nn.functional.scaled_dot_product_attention`.
-        device: where the mask is made; by default torch's default device, and in TorchScript, which has none, the CPU.
+        device: device of the mask; by default torch's default device, or the CPU in TorchScript.
+
+    Shape:
+        - Output: ``(T, S)``.
 
     Returns:
-        bool, ``(T, S)``.
+        A bool tensor.
 
     Raises:
         ValueError: a negative length.
@@ -79,17 +87,21 @@ def causal_mask(query_len: int, key_len: Optional[int] = None, *, device: Option
 
 
 def mask_from_ids(tokens: Tensor, ids: Union[int, List[int]]) -> Tensor:
-    """True where a token is none of ``ids`` (padding ids, special tokens).
+    """True where a token is none of ``ids``, such as padding ids and special tokens.
 
     Args:
-        tokens: any shape, any integer dtype.
-        ids: one id, or several.
+        tokens: any integer dtype.
+        ids: one id, or a list of ids.
+
+    Shape:
+        - ``tokens``: any shape.
+        - Output: the same shape.
 
     Returns:
-        bool, ``tokens``' shape.
+        A bool tensor.
 
     Raises:
-        TypeError: tokens that are not integers.
+        TypeError: ``tokens`` is not an integer tensor.
 
     >>> mask_from_ids(torch.tensor([[5, 0], [1, 7]]), [0, 1])
     tensor([[ True, False],

@@ -1,4 +1,4 @@
-"""The memory that masked_loss keeps."""
+"""The CPU memory that masked_loss caches."""
 
 from . import _C
 
@@ -6,16 +6,16 @@ __all__ = ["empty_cache"]
 
 
 def empty_cache() -> None:
-    """Releases all unoccupied memory that masked_loss keeps on the CPU, so that other allocations can use it.
+    """Releases the unused CPU memory that masked_loss caches for its outputs.
 
-    A large output (4 MiB or more) lies in a block of its own, which is kept when it is freed: the next output of about
-    that size needs no fresh pages. At most 4 blocks are kept, and 1 GiB in all; the environment variable
-    ``MASKED_LOSS_CACHE_BYTES`` sets another number of bytes (0 keeps none), and ``MASKED_LOSS_HUGE_PAGES=0`` leaves
-    these outputs to torch's allocator. The kernel takes the pages of a kept block back when memory is short, but until
-    then they count in the process's size.
+    Outputs of 4 MiB and more are allocated in blocks of their own, on huge pages. Up to 4 freed blocks, 1 GiB in total,
+    are cached: the next output of about the same size needs no fresh pages. Linux can reclaim a cached block under
+    memory pressure, but the block counts in the resident size of the process until it does.
 
-    Memory of tensors that are in use is not touched, and neither is that of a GPU, which torch allocates:
-    :func:`torch.cuda.empty_cache` is for that.
+    The environment variable ``MASKED_LOSS_CACHE_BYTES`` sets the limit in bytes; 0 caches nothing.
+    ``MASKED_LOSS_HUGE_PAGES=0`` leaves these outputs to torch's allocator.
+
+    Tensors in use are not affected. GPU memory is torch's: use :func:`torch.cuda.empty_cache`.
 
     >>> empty_cache()
     """

@@ -1,4 +1,4 @@
-"""``nn.Module`` shells of the functions."""
+"""The losses as ``nn.Module``."""
 
 from inspect import signature
 from typing import List, Optional, Union
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from . import functional
 from ._arguments import id_list, reduction_number
+from ._docstrings import share_text
 
 __all__ = [
     "BCELoss",
@@ -33,11 +34,20 @@ Divisor = Optional[Union[int, float, Tensor]]
 
 
 class CrossEntropyLoss(nn.Module):
-    """:func:`masked_loss.cross_entropy` as a module; ``forward`` takes what changes from batch to batch.
+    """:func:`masked_loss.cross_entropy` as a module.
+
+    ``forward`` takes ``(input, target, mask=None, sample_weight=None, normalizer=None)``. The function describes all
+    arguments, their shapes and the errors.
 
     Args:
-        weight, class_mask: as in the function, of shape ``(C,)``; kept as buffers.
-        ignore_index, reduction, label_smoothing, z_loss, dim, dtype: as in the function.
+        weight: weights of the classes ``(C,)``; a buffer.
+        class_mask: True (1) = the class is allowed, ``(C,)``; a buffer.
+        ignore_index: one class index, or a list of them. Positions with these targets are masked.
+        {reduction}
+        label_smoothing: in [0, 1]; spread over the allowed classes.
+        z_loss: coefficient of the squared log-sum-exp that is added to the loss; at least 0.
+        dim: the class dimension.
+        {dtype}
 
     >>> import torch
     >>> loss = CrossEntropyLoss(dim=-1)
@@ -103,10 +113,7 @@ class CrossEntropyLoss(nn.Module):
 
 
 class _PointwiseLoss(nn.Module):
-    """What the elementwise losses share: their arguments by name, tensors among them as buffers.
-
-    Each one's ``forward`` takes what changes from batch to batch.
-    """
+    """What the modules of elementwise losses share: arguments are stored by name, tensors as buffers."""
 
     dtype: Optional[torch.dtype]
 
@@ -129,8 +136,12 @@ class _PointwiseLoss(nn.Module):
 class MSELoss(_PointwiseLoss):
     """:func:`masked_loss.mse_loss` as a module.
 
+    ``forward`` takes ``(input, target, mask=None, sample_weight=None, normalizer=None)``. The function describes all
+    arguments, their shapes and the errors.
+
     Args:
-        reduction, dtype: as in the function.
+        {reduction}
+        {dtype}
 
     >>> import torch
     >>> MSELoss()(torch.zeros(2), torch.tensor([2.0, 9.0]), torch.tensor([True, False]))
@@ -162,8 +173,12 @@ class MSELoss(_PointwiseLoss):
 class L1Loss(_PointwiseLoss):
     """:func:`masked_loss.l1_loss` as a module.
 
+    ``forward`` takes ``(input, target, mask=None, sample_weight=None, normalizer=None)``. The function describes all
+    arguments, their shapes and the errors.
+
     Args:
-        reduction, dtype: as in the function.
+        {reduction}
+        {dtype}
 
     >>> import torch
     >>> L1Loss()(torch.zeros(2), torch.tensor([2.0, 9.0]), torch.tensor([True, False]))
@@ -195,8 +210,13 @@ class L1Loss(_PointwiseLoss):
 class SmoothL1Loss(_PointwiseLoss):
     """:func:`masked_loss.smooth_l1_loss` as a module.
 
+    ``forward`` takes ``(input, target, mask=None, sample_weight=None, normalizer=None)``. The function describes all
+    arguments, their shapes and the errors.
+
     Args:
-        beta, reduction, dtype: as in the function.
+        beta: the error at which the loss changes from quadratic to linear, at least 0.
+        {reduction}
+        {dtype}
 
     >>> import torch
     >>> SmoothL1Loss(beta=2.0)(torch.zeros(2), torch.tensor([1.0, 9.0]), torch.tensor([True, False]))
@@ -229,8 +249,13 @@ class SmoothL1Loss(_PointwiseLoss):
 class HuberLoss(_PointwiseLoss):
     """:func:`masked_loss.huber_loss` as a module.
 
+    ``forward`` takes ``(input, target, mask=None, sample_weight=None, normalizer=None)``. The function describes all
+    arguments, their shapes and the errors.
+
     Args:
-        delta, reduction, dtype: as in the function.
+        delta: the error at which the loss changes from quadratic to linear, above 0.
+        {reduction}
+        {dtype}
 
     >>> import torch
     >>> HuberLoss(delta=2.0)(torch.zeros(2), torch.tensor([3.0, 9.0]), torch.tensor([True, False]))
@@ -263,9 +288,14 @@ class HuberLoss(_PointwiseLoss):
 class BCEWithLogitsLoss(_PointwiseLoss):
     """:func:`masked_loss.binary_cross_entropy_with_logits` as a module.
 
+    ``forward`` takes ``(input, target, mask=None, sample_weight=None, normalizer=None)``. The function describes all
+    arguments, their shapes and the errors.
+
     Args:
-        weight, pos_weight: as in the function; kept as buffers.
-        reduction, dtype: as in the function.
+        weight: weights of the elements, broadcast to ``target``; a buffer.
+        pos_weight: weights of the positive part of the loss, broadcast to ``target``; a buffer.
+        {reduction}
+        {dtype}
 
     >>> import torch
     >>> BCEWithLogitsLoss()(torch.zeros(2), torch.tensor([1.0, 9.0]), torch.tensor([True, False]))
@@ -309,9 +339,13 @@ class BCEWithLogitsLoss(_PointwiseLoss):
 class BCELoss(_PointwiseLoss):
     """:func:`masked_loss.binary_cross_entropy` as a module.
 
+    ``forward`` takes ``(input, target, mask=None, sample_weight=None, normalizer=None)``. The function describes all
+    arguments, their shapes and the errors.
+
     Args:
-        weight: as in the function; kept as a buffer.
-        reduction, dtype: as in the function.
+        weight: weights of the elements, broadcast to ``target``; a buffer.
+        {reduction}
+        {dtype}
 
     >>> import torch
     >>> BCELoss()(torch.tensor([0.5, 9.0]), torch.ones(2), torch.tensor([True, False]))
@@ -348,8 +382,13 @@ class BCELoss(_PointwiseLoss):
 class KLDivLoss(_PointwiseLoss):
     """:func:`masked_loss.kl_div` as a module.
 
+    ``forward`` takes ``(input, target, mask=None, sample_weight=None, normalizer=None)``. The function describes all
+    arguments, their shapes and the errors.
+
     Args:
-        log_target, reduction, dtype: as in the function.
+        log_target: whether ``target`` holds log-probabilities.
+        reduction: ``'none'``, ``'mean'``, ``'sum'``, ``'sequence_mean'`` or ``'batchmean'``.
+        {dtype}
 
     >>> import torch
     >>> KLDivLoss(reduction="batchmean")(torch.tensor([-1.0, 9.0]), torch.ones(2), torch.tensor([True, False]))
@@ -384,8 +423,15 @@ class KLDivLoss(_PointwiseLoss):
 class PoissonNLLLoss(_PointwiseLoss):
     """:func:`masked_loss.poisson_nll_loss` as a module.
 
+    ``forward`` takes ``(input, target, mask=None, sample_weight=None, normalizer=None)``. The function describes all
+    arguments, their shapes and the errors.
+
     Args:
-        log_input, full, eps, reduction, dtype: as in the function.
+        log_input: whether ``input`` holds logarithms of rates.
+        full: whether to add Stirling's approximation.
+        eps: added to a rate before its logarithm is taken; used only without ``log_input``.
+        {reduction}
+        {dtype}
 
     >>> import torch
     >>> PoissonNLLLoss()(torch.zeros(2), torch.tensor([3.0, 9.0]), torch.tensor([True, False]))
@@ -428,8 +474,14 @@ class PoissonNLLLoss(_PointwiseLoss):
 class GaussianNLLLoss(_PointwiseLoss):
     """:func:`masked_loss.gaussian_nll_loss` as a module.
 
+    ``forward`` takes ``(input, target, var, mask=None, sample_weight=None, normalizer=None)``. The function describes
+    all arguments, their shapes and the errors.
+
     Args:
-        full, eps, reduction, dtype: as in the function.
+        full: whether to add the constant.
+        eps: lower bound of the variances, above 0.
+        {reduction}
+        {dtype}
 
     >>> import torch
     >>> GaussianNLLLoss()(torch.zeros(2), torch.tensor([2.0, 9.0]), 1.0, torch.tensor([True, False]))
@@ -467,8 +519,14 @@ class GaussianNLLLoss(_PointwiseLoss):
 class SigmoidFocalLoss(_PointwiseLoss):
     """:func:`masked_loss.sigmoid_focal_loss` as a module.
 
+    ``forward`` takes ``(input, target, mask=None, sample_weight=None, normalizer=None)``. The function describes all
+    arguments, their shapes and the errors.
+
     Args:
-        alpha, gamma, reduction, dtype: as in the function.
+        alpha: the weight of positive labels, in [0, 1]. If it is negative, both weights are 1.
+        gamma: the exponent, at least 0.
+        {reduction}
+        {dtype}
 
     >>> import torch
     >>> SigmoidFocalLoss()(torch.zeros(2), torch.tensor([1.0, 9.0]), torch.tensor([True, False]))
@@ -499,3 +557,26 @@ class SigmoidFocalLoss(_PointwiseLoss):
             normalizer=normalizer,
             dtype=self.dtype,
         )
+
+
+share_text(
+    [
+        CrossEntropyLoss,
+        MSELoss,
+        L1Loss,
+        SmoothL1Loss,
+        HuberLoss,
+        BCEWithLogitsLoss,
+        BCELoss,
+        SigmoidFocalLoss,
+        KLDivLoss,
+        PoissonNLLLoss,
+        GaussianNLLLoss,
+    ],
+    reduction="""
+        reduction: ``'none'``, ``'mean'``, ``'sum'`` or ``'sequence_mean'``.
+    """,
+    dtype="""
+        dtype: dtype of the result; by default that of the operands, or float32 for float16 and bfloat16 under autocast.
+    """,
+)

@@ -1,13 +1,13 @@
-"""Where the C++ side of the package lies."""
+"""Where the C++ library of the package is installed."""
 
 from pathlib import Path
 
 from . import _C
 
-# _C is found where the library was installed, which for an editable install too is beside lib/ and include/.
+# _C is installed next to lib/ and include/, also in an editable install.
 _root = Path(_C.__file__).resolve().parent
 
-#: what to add to ``CMAKE_PREFIX_PATH`` for ``find_package(MaskedLoss)``
+#: The folder to add to ``CMAKE_PREFIX_PATH`` for ``find_package(MaskedLoss)``.
 cmake_prefix_path = str(_root)
-#: what ``torch.ops.load_library`` or ``dlopen`` takes
+#: The shared library, for ``torch.ops.load_library`` or ``dlopen``.
 library_path = str(_root / "lib" / "libmasked_loss.so")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ._arguments import normalizer_tensor, reduction_number
 from ._dispatch import bound, scriptable, use_bound
+from ._docstrings import share_text
 
 __all__ = [
     "binary_cross_entropy",
@@ -83,36 +84,36 @@ def mse_loss(
 ) -> Tensor:
     r"""Squared error over the elements that ``mask`` keeps.
 
-    The loss of an element is
+    The loss of an element with ``weight`` :math:`w` is
 
     .. math:: \ell = w\, (x - t)^2
 
-    with its ``weight`` :math:`w`, times its ``sample_weight`` :math:`s`; ``'mean'`` is :math:`\sum s \ell / \sum s w`
-    over what is kept. Without a mask this is :func:`torch.nn.functional.mse_loss`, but for one point: where nothing is
-    kept, the loss is 0 with a zero gradient instead of NaN.
+    It is multiplied by its ``sample_weight`` :math:`s`. ``'mean'`` is :math:`\sum s \ell / \sum s w` over the unmasked
+    elements. Without a mask this is :func:`torch.nn.functional.mse_loss`. If every element is masked, the loss is 0
+    with a zero gradient instead of NaN.
 
     Args:
-        input: any shape; float32, float64, bfloat16 or float16.
-        target: broadcasts with ``input``; differentiable. As in torch, sizes that differ give a warning.
-        mask: True (1) = keep. bool, or an integer dtype that holds 0 and 1; the rank of the unreduced loss, each size
-            equal or 1. What lies at a masked position (NaN, inf, ...) changes nothing, and its gradient is exactly 0.
-        weight: weights of the elements, as the namesake's; the rank of the unreduced loss, each size equal or 1;
-            differentiable.
-        sample_weight: weights of the elements, of the same sizes; differentiable. 0 masks, unless it requires grad.
-        reduction: ``'none'``, ``'mean'``, ``'sum'``, or ``'sequence_mean'``: the mean over the sequences (dim 0) with
-            something kept of each one's weighted mean.
-        normalizer: number or 0-d tensor that ``'mean'`` divides by instead (a global count); with
-            ``'sequence_mean'``, instead of the number of sequences.
-        dtype: of the result: float32 for half types costs no copy of them, float64 is what the loss is computed in.
-            By default what ``input`` and ``target`` promote to, or float32 for half types under autocast.
+        input: float32, float64, bfloat16 or float16.
+        target: the true values; differentiable. As in torch, a shape other than ``input``'s gives a warning.
+        {mask}
+        weight: weights of the elements, in the loss and in its mean; differentiable.
+        {sample_weight}
+        {reduction}
+        {normalizer}
+        {dtype}
+
+    Shape:
+        - ``input``, ``target``: any shapes that broadcast to a common shape S.
+        - ``mask``, ``weight``, ``sample_weight``: the rank of S, each size equal or 1.
+        - Output: S for ``'none'``, otherwise 0-d.
 
     Returns:
-        the shape that ``input`` and ``target`` broadcast to for ``'none'``, else 0-d; in ``dtype``.
+        {returns}
 
     Raises:
-        TypeError: a wrong dtype, such as a float mask.
-        ValueError: an argument outside its range.
-        RuntimeError: a wrong shape or device.
+        {raises}
+
+    With NaN at a masked element:
 
     >>> mse_loss(torch.tensor([1.0, 2.0, float("nan")]), torch.zeros(3), torch.tensor([True, True, False]))
     tensor(2.5000)
@@ -140,20 +141,36 @@ def l1_loss(
 ) -> Tensor:
     r"""Absolute error over the elements that ``mask`` keeps.
 
-    The loss of an element is
+    The loss of an element with ``weight`` :math:`w` is
 
     .. math:: \ell = w\, |x - t|
 
-    with its ``weight`` :math:`w`, times its ``sample_weight`` :math:`s`; ``'mean'`` is :math:`\sum s \ell / \sum s w`
-    over what is kept. Without a mask this is :func:`torch.nn.functional.l1_loss`, but where nothing is kept the loss
-    is 0 with a zero gradient instead of NaN.
+    It is multiplied by its ``sample_weight`` :math:`s`. ``'mean'`` is :math:`\sum s \ell / \sum s w` over the unmasked
+    elements. Without a mask this is :func:`torch.nn.functional.l1_loss`. If every element is masked, the loss is 0 with
+    a zero gradient instead of NaN.
 
     Args:
-        input, target, weight: as in :func:`mse_loss`.
-        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
+        input: float32, float64, bfloat16 or float16.
+        target: the true values; differentiable. As in torch, a shape other than ``input``'s gives a warning.
+        {mask}
+        weight: weights of the elements, in the loss and in its mean; differentiable.
+        {sample_weight}
+        {reduction}
+        {normalizer}
+        {dtype}
 
-    Returns, raises:
-        as :func:`mse_loss`.
+    Shape:
+        - ``input``, ``target``: any shapes that broadcast to a common shape S.
+        - ``mask``, ``weight``, ``sample_weight``: the rank of S, each size equal or 1.
+        - Output: S for ``'none'``, otherwise 0-d.
+
+    Returns:
+        {returns}
+
+    Raises:
+        {raises}
+
+    With NaN at a masked element:
 
     >>> l1_loss(torch.tensor([1.0, -2.0, float("nan")]), torch.zeros(3), torch.tensor([True, True, False]))
     tensor(1.5000)
@@ -185,19 +202,31 @@ def smooth_l1_loss(
 
     .. math:: \ell = \begin{cases} z^2 / (2 \beta) & z < \beta \\ z - \beta / 2 & \text{otherwise} \end{cases}
 
-    times its ``sample_weight``, whose kept sum ``'mean'`` divides by. Without a mask this is
-    :func:`torch.nn.functional.smooth_l1_loss`, but where nothing is kept the loss is 0 with a zero gradient instead of
-    NaN.
+    It is multiplied by its ``sample_weight`` :math:`s`. ``'mean'`` is :math:`\sum s \ell / \sum s` over the unmasked
+    elements. Without a mask this is :func:`torch.nn.functional.smooth_l1_loss`. If every element is masked, the loss is
+    0 with a zero gradient instead of NaN.
 
     Args:
-        input, target: as in :func:`mse_loss`.
-        beta: where the two meet, at least 0; at 0 this is :func:`l1_loss`.
-        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
+        input: float32, float64, bfloat16 or float16.
+        target: the true values; differentiable. As in torch, a shape other than ``input``'s gives a warning.
+        {mask}
+        beta: the error at which the loss changes from quadratic to linear, at least 0. With 0 this is :func:`l1_loss`.
+        {sample_weight}
+        {reduction}
+        {normalizer}
+        {dtype}
 
-    Returns, raises:
-        as :func:`mse_loss`.
+    {shape}
 
-    Source: Girshick 2015.
+    Returns:
+        {returns}
+
+    Raises:
+        {raises}
+
+    Source: `Girshick 2015 <https://arxiv.org/abs/1504.08083>`__.
+
+    With NaN at a masked element:
 
     >>> smooth_l1_loss(torch.tensor([1.0, -3.0, float("nan")]), torch.zeros(3), torch.tensor([True, True, False]))
     tensor(1.5000)
@@ -226,24 +255,40 @@ def huber_loss(
 ) -> Tensor:
     r"""Squared error below ``delta`` and absolute error above, over the elements that ``mask`` keeps.
 
-    With :math:`z = |x - t|` the loss of an element is
+    With :math:`z = |x - t|` the loss of an element with ``weight`` :math:`w` is
 
     .. math:: \ell = \begin{cases} w\, z^2 / 2 & z < \delta \\ w\, \delta (z - \delta / 2) & \text{otherwise}
               \end{cases}
 
-    times its ``sample_weight``, whose kept sum ``'mean'`` divides by. Without a mask this is
-    :func:`torch.nn.functional.huber_loss`, but where nothing is kept the loss is 0 with a zero gradient instead of NaN.
+    It is multiplied by its ``sample_weight`` :math:`s`. ``'mean'`` is :math:`\sum s \ell / \sum s` over the unmasked
+    elements. Without a mask this is :func:`torch.nn.functional.huber_loss`. If every element is masked, the loss is 0
+    with a zero gradient instead of NaN.
 
     Args:
-        input, target: as in :func:`mse_loss`.
-        delta: where the two meet, above 0.
-        weight: as in :func:`mse_loss`, but ``'mean'`` does not divide by it, as the namesake's does not.
-        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
+        input: float32, float64, bfloat16 or float16.
+        target: the true values; differentiable. As in torch, a shape other than ``input``'s gives a warning.
+        {mask}
+        weight: weights of the elements; differentiable. As in torch, ``'mean'`` does not divide by them.
+        delta: the error at which the loss changes from quadratic to linear, above 0.
+        {sample_weight}
+        {reduction}
+        {normalizer}
+        {dtype}
 
-    Returns, raises:
-        as :func:`mse_loss`.
+    Shape:
+        - ``input``, ``target``: any shapes that broadcast to a common shape S.
+        - ``mask``, ``weight``, ``sample_weight``: the rank of S, each size equal or 1.
+        - Output: S for ``'none'``, otherwise 0-d.
 
-    Source: Huber 1964.
+    Returns:
+        {returns}
+
+    Raises:
+        {raises}
+
+    Source: `Huber 1964 <https://doi.org/10.1214/aoms/1177703732>`__.
+
+    With NaN at a masked element:
 
     >>> huber_loss(torch.tensor([1.0, -3.0, float("nan")]), torch.zeros(3), torch.tensor([True, True, False]))
     tensor(1.5000)
@@ -272,25 +317,37 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:
     r"""Binary cross entropy of logits over the elements that ``mask`` keeps.
 
-    With :math:`\sigma` the logistic function, ``weight`` :math:`w` and ``pos_weight`` :math:`p` the loss of an element
+    With the logistic function :math:`\sigma`, ``weight`` :math:`w` and ``pos_weight`` :math:`p` the loss of an element
     is
 
     .. math:: \ell = -w \left( p\, t \log \sigma(x) + (1 - t) \log(1 - \sigma(x)) \right)
 
-    times its ``sample_weight``, whose kept sum ``'mean'`` divides by. Without a mask this is
-    :func:`torch.nn.functional.binary_cross_entropy_with_logits`, but where nothing is kept the loss is 0 with a zero
-    gradient instead of NaN.
+    It is multiplied by its ``sample_weight`` :math:`s`. ``'mean'`` is :math:`\sum s \ell / \sum s` over the unmasked
+    elements. Without a mask this is :func:`torch.nn.functional.binary_cross_entropy_with_logits`. If every element is
+    masked, the loss is 0 with a zero gradient instead of NaN.
 
     Args:
-        input: logits, any shape; float32, float64, bfloat16 or float16.
-        target: probabilities, ``input``'s shape; differentiable.
-        weight: weights of the elements, such as ``(C,)``; broadcasts to ``target``; differentiable. ``'mean'`` does not
-            divide by it, as the namesake's does not.
-        pos_weight: weights of positive targets, such as ``(C,)``; broadcasts to ``target``.
-        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
+        input: logits; float32, float64, bfloat16 or float16.
+        target: labels in [0, 1]; differentiable.
+        {mask}
+        weight: weights of the elements; differentiable. As in torch, ``'mean'`` does not divide by them.
+        pos_weight: weights of the positive part of the loss; they must not require grad.
+        {sample_weight}
+        {reduction}
+        {normalizer}
+        {dtype}
 
-    Returns, raises:
-        as :func:`mse_loss`.
+    Shape:
+        - ``input``, ``target``: the same shape S.
+        - ``mask``, ``sample_weight``: the rank of S, each size equal or 1.
+        - ``weight``, ``pos_weight``: any shape that broadcasts to S, such as ``(C,)``.
+        - Output: S for ``'none'``, otherwise 0-d.
+
+    Returns:
+        {returns}
+
+    Raises:
+        {raises}
 
     >>> logits, labels = torch.tensor([[2.0, -1.0, 5.0]]), torch.tensor([[1.0, 0.0, -1.0]])
     >>> binary_cross_entropy_with_logits(logits, labels, labels >= 0)
@@ -322,29 +379,39 @@ def binary_cross_entropy(
 ) -> Tensor:
     r"""Binary cross entropy of probabilities over the elements that ``mask`` keeps.
 
-    With ``weight`` :math:`w`, and logarithms of at least -100, the loss of an element is
+    The loss of an element with ``weight`` :math:`w` is
 
     .. math:: \ell = -w \left( t \log x + (1 - t) \log(1 - x) \right)
 
-    times its ``sample_weight``, whose kept sum ``'mean'`` divides by. Without a mask this is
-    :func:`torch.nn.functional.binary_cross_entropy`, but where nothing is kept the loss is 0 with a zero gradient
-    instead of NaN. :func:`binary_cross_entropy_with_logits` is the more exact one.
+    where each logarithm is at least -100. It is multiplied by its ``sample_weight`` :math:`s`. ``'mean'`` is
+    :math:`\sum s \ell / \sum s` over the unmasked elements. Without a mask this is
+    :func:`torch.nn.functional.binary_cross_entropy`. If every element is masked, the loss is 0 with a zero gradient
+    instead of NaN. :func:`binary_cross_entropy_with_logits` is numerically more accurate.
 
     Args:
-        input: probabilities, any shape; float32, float64, bfloat16 or float16.
-        target: probabilities, ``input``'s shape; differentiable.
-        weight: weights of the elements, such as ``(C,)``; broadcasts to ``target``; differentiable. ``'mean'`` does not
-            divide by it, as the namesake's does not.
-        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
+        input: probabilities; float32, float64, bfloat16 or float16.
+        target: labels in [0, 1]; differentiable.
+        {mask}
+        weight: weights of the elements; differentiable. As in torch, ``'mean'`` does not divide by them.
+        {sample_weight}
+        {reduction}
+        {normalizer}
+        {dtype}
+
+    Shape:
+        - ``input``, ``target``: the same shape S.
+        - ``mask``, ``sample_weight``: the rank of S, each size equal or 1.
+        - ``weight``: any shape that broadcasts to S, such as ``(C,)``.
+        - Output: S for ``'none'``, otherwise 0-d.
 
     Returns:
-        as :func:`mse_loss`.
+        {returns}
 
     Raises:
-        ValueError: a kept ``input`` or ``target`` outside [0, 1]; the message names its position. Where values cannot
-            be read its loss is NaN instead: under ``torch.vmap``, and on a GPU without ``MASKED_LOSS_CHECK=1`` in the
-            environment.
-        TypeError, ValueError, RuntimeError: as :func:`mse_loss`.
+        ValueError: an unmasked ``input`` or ``target`` is outside [0, 1]; the message names its position. If values
+            cannot be read, its loss is NaN instead: under ``torch.vmap``, and on a GPU without ``MASKED_LOSS_CHECK=1``
+            in the environment.
+        {raises}
 
     >>> binary_cross_entropy(torch.tensor([0.5, 7.0]), torch.tensor([1.0, 1.0]), torch.tensor([True, False]))
     tensor(0.6931)
@@ -371,28 +438,42 @@ def kl_div(
     normalizer: Optional[Union[int, float, Tensor]] = None,
     dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
-    r"""Kullback-Leibler divergence of log-probabilities from targets, over the elements that ``mask`` keeps.
+    r"""Kullback-Leibler divergence, element by element, over the elements that ``mask`` keeps.
 
     The loss of an element is
 
     .. math:: \ell = t\, (\log t - x)
 
-    (0 where :math:`t = 0`) times its ``sample_weight``, whose kept sum ``'mean'`` divides by. Without a mask this is
-    :func:`torch.nn.functional.kl_div`, but where nothing is kept the loss is 0 with a zero gradient instead of NaN.
+    and 0 where :math:`t = 0`. It is multiplied by its ``sample_weight`` :math:`s`. ``'mean'`` is
+    :math:`\sum s \ell / \sum s` over the unmasked elements. It counts classes as well as positions, and gives torch's
+    warning. For the divergence of each distribution ``[B, T, C]``, averaged over unmasked positions ``mask``
+    ``[B, T]``, pass ``mask[..., None]`` and ``normalizer=mask.sum()``. Without a mask this is
+    :func:`torch.nn.functional.kl_div`. If every element is masked, the loss is 0 with a zero gradient instead of NaN.
 
     Args:
-        input: log-probabilities, any shape; float32, float64, bfloat16 or float16.
-        target: probabilities, or with ``log_target`` their logarithms; broadcasts with ``input``; differentiable.
-        log_target: whether ``target`` holds logarithms.
-        mask, sample_weight: as in :func:`mse_loss`.
-        reduction: as in :func:`mse_loss`, or ``'batchmean'``: the weighted sum, divided by the number of slices along
-            dim 0 with something kept, which is the divergence itself where a slice is a distribution.
-        normalizer, dtype: as in :func:`mse_loss`; with ``'batchmean'`` the normalizer stands for the number of slices.
+        input: log-probabilities; float32, float64, bfloat16 or float16.
+        target: probabilities, or log-probabilities if ``log_target``; differentiable.
+        {mask}
+        log_target: whether ``target`` holds log-probabilities.
+        {sample_weight}
+        reduction: ``'none'``, ``'mean'``, ``'sum'``, ``'sequence_mean'`` or ``'batchmean'``. ``'sequence_mean'`` takes
+            the weighted mean of each sequence (each index of dim 0), then the mean over the sequences that have
+            unmasked elements. ``'batchmean'`` divides the weighted sum by the number of indices of dim 0 that have
+            unmasked elements.
+        normalizer: a number or a 0-d tensor without gradient, at least 0. ``'mean'`` divides by it instead of the sum
+            of the weights, ``'sequence_mean'`` and ``'batchmean'`` instead of the number of indices of dim 0. Use it
+            for a count over several micro-batches or processes.
+        {dtype}
 
-    Returns, raises:
-        as :func:`mse_loss`.
+    {shape}
 
-    Source: Kullback and Leibler 1951.
+    Returns:
+        {returns}
+
+    Raises:
+        {raises}
+
+    Source: `Kullback and Leibler 1951 <https://doi.org/10.1214/aoms/1177729694>`__.
 
     >>> log_p, q = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log(), torch.tensor([[1.0, 0.0], [9.0, 9.0]])
     >>> kl_div(log_p, q, torch.tensor([[True], [False]]), reduction="batchmean")
@@ -422,27 +503,40 @@ def poisson_nll_loss(
     normalizer: Optional[Union[int, float, Tensor]] = None,
     dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
-    r"""Negative log-likelihood of counts from Poisson distributions, over the elements that ``mask`` keeps.
+    r"""Negative log-likelihood of counts under Poisson distributions, over the elements that ``mask`` keeps.
 
     The loss of an element is
 
     .. math:: \ell = \begin{cases} e^x - t\, x & \text{with log\_input} \\ x - t \log(x + \varepsilon) &
               \text{without} \end{cases}
 
-    plus, with ``full``, Stirling's formula for :math:`\log t!` where :math:`t > 1`; times its ``sample_weight``, whose
-    kept sum ``'mean'`` divides by. Without a mask this is :func:`torch.nn.functional.poisson_nll_loss`, but where
-    nothing is kept the loss is 0 with a zero gradient instead of NaN.
+    With ``full``, Stirling's approximation of :math:`\log t!`, which is :math:`t \log t - t + \log(2 \pi t) / 2`, is
+    added where :math:`t > 1`. The sum is multiplied by its ``sample_weight`` :math:`s`. ``'mean'`` is
+    :math:`\sum s \ell / \sum s` over the unmasked elements. Without a mask this is
+    :func:`torch.nn.functional.poisson_nll_loss`. If every element is masked, the loss is 0 with a zero gradient instead
+    of NaN.
 
     Args:
-        input: rates, or with ``log_input`` their logarithms; any shape; float32, float64, bfloat16 or float16.
-        target: counts; broadcasts with ``input``; differentiable.
-        log_input: whether ``input`` holds logarithms.
-        full: whether to add Stirling's term, :math:`t \log t - t + \log(2 \pi t) / 2`.
-        eps: added to a rate before its logarithm is taken.
-        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
+        input: rates, or their logarithms if ``log_input``; float32, float64, bfloat16 or float16.
+        target: counts; differentiable.
+        {mask}
+        log_input: whether ``input`` holds logarithms of rates.
+        full: whether to add Stirling's approximation.
+        eps: added to a rate before its logarithm is taken; used only without ``log_input``.
+        {sample_weight}
+        {reduction}
+        {normalizer}
+        {dtype}
 
-    Returns, raises:
-        as :func:`mse_loss`.
+    {shape}
+
+    Returns:
+        {returns}
+
+    Raises:
+        {raises}
+
+    With NaN at a masked element:
 
     >>> poisson_nll_loss(torch.zeros(2), torch.tensor([3.0, float("nan")]), torch.tensor([True, False]))
     tensor(1.)
@@ -473,34 +567,44 @@ def gaussian_nll_loss(
     normalizer: Optional[Union[int, float, Tensor]] = None,
     dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
-    r"""Negative log-likelihood of normal distributions, over the elements that ``mask`` keeps.
+    r"""Negative log-likelihood under normal distributions, over the elements that ``mask`` keeps.
 
-    With variance :math:`v = \max(\mathit{var}, \varepsilon)` the loss of an element is
+    With the variance :math:`v = \max(\mathit{var}, \varepsilon)` the loss of an element is
 
     .. math:: \ell = \frac{1}{2} \left( \log v + \frac{(x - t)^2}{v} \right)
 
-    plus, with ``full``, :math:`\log(2 \pi) / 2`; times its ``sample_weight``, whose kept sum ``'mean'`` divides by.
-    Without a mask this is :func:`torch.nn.functional.gaussian_nll_loss`, but where nothing is kept the loss is 0 with a
-    zero gradient instead of NaN.
+    With ``full``, :math:`\log(2 \pi) / 2` is added. The sum is multiplied by its ``sample_weight`` :math:`s`.
+    ``'mean'`` is :math:`\sum s \ell / \sum s` over the unmasked elements. Without a mask this is
+    :func:`torch.nn.functional.gaussian_nll_loss`. If every element is masked, the loss is 0 with a zero gradient
+    instead of NaN.
 
     Args:
-        input: means, any shape; float32, float64, bfloat16 or float16.
-        target: broadcasts with ``input``; differentiable.
-        var: variances: a number, or a tensor of the shape of the unreduced loss, each size equal or 1, or of that
-            shape without its last dimension; differentiable, as if ``eps`` were not.
+        input: means; float32, float64, bfloat16 or float16.
+        target: the true values; differentiable.
+        var: variances, at least 0: a tensor, or a number for all elements; differentiable.
+        {mask}
         full: whether to add the constant.
-        eps: the least variance, above 0.
-        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
+        eps: lower bound of the variances, above 0. The gradient of ``var`` ignores it, as in torch.
+        {sample_weight}
+        {reduction}
+        {normalizer}
+        {dtype}
+
+    Shape:
+        - ``input``, ``target``: any shapes that broadcast to a common shape S.
+        - ``var``: a number; or the rank of S, each size equal or 1; or S without its last dimension.
+        - ``mask``, ``sample_weight``: the rank of S, each size equal or 1.
+        - Output: S for ``'none'``, otherwise 0-d.
 
     Returns:
-        as :func:`mse_loss`.
+        {returns}
 
     Raises:
-        ValueError: a kept variance below 0; the message names its position. Where values cannot be read its loss is NaN
-            instead: under ``torch.vmap``, and on a GPU without ``MASKED_LOSS_CHECK=1`` in the environment.
-        TypeError, ValueError, RuntimeError: as :func:`mse_loss`.
+        ValueError: an unmasked variance is negative; the message names its position. If values cannot be read, its loss
+            is NaN instead: under ``torch.vmap``, and on a GPU without ``MASKED_LOSS_CHECK=1`` in the environment.
+        {raises}
 
-    Source: Nix and Weigend 1994.
+    Source: `Nix and Weigend 1994 <https://doi.org/10.1109/ICNN.1994.374138>`__.
 
     >>> mean, var = torch.tensor([1.0, 0.0]), torch.tensor([1.0, -1.0])
     >>> gaussian_nll_loss(mean, torch.zeros(2), var, torch.tensor([True, False]))
@@ -532,28 +636,41 @@ def sigmoid_focal_loss(
     normalizer: Optional[Union[int, float, Tensor]] = None,
     dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
-    r"""Binary cross entropy of logits that counts easy elements less, over the elements that ``mask`` keeps.
+    r"""Binary cross entropy of logits that gives easy elements less weight, over the elements that ``mask`` keeps.
 
     With :math:`p_t = t\, \sigma(x) + (1 - t)(1 - \sigma(x))` and :math:`\alpha_t = \alpha t + (1 - \alpha)(1 - t)` the
     loss of an element is
 
     .. math:: \ell = -\alpha_t\, (1 - p_t)^\gamma \left( t \log \sigma(x) + (1 - t) \log(1 - \sigma(x)) \right)
 
-    times its ``sample_weight``, whose kept sum ``'mean'`` divides by. Without a mask this is torchvision's
-    ``sigmoid_focal_loss``, whose ``reduction`` is ``'none'`` by default; where nothing is kept the loss is 0 with a
-    zero gradient instead of NaN.
+    It is multiplied by its ``sample_weight`` :math:`s`. ``'mean'`` is :math:`\sum s \ell / \sum s` over the unmasked
+    elements. Without a mask this is torchvision's ``sigmoid_focal_loss``, except that ``reduction`` is ``'mean'`` by
+    default. If every element is masked, the loss is 0 with a zero gradient instead of NaN.
 
     Args:
-        input: logits, any shape; float32, float64, bfloat16 or float16.
-        target: probabilities, ``input``'s shape; differentiable.
-        alpha: the weight of positive targets, in [0, 1]; below 0 there are no such weights.
-        gamma: the power, at least 0; at 0 nothing counts less.
-        mask, sample_weight, reduction, normalizer, dtype: as in :func:`mse_loss`.
+        input: logits; float32, float64, bfloat16 or float16.
+        target: labels in [0, 1]; differentiable.
+        {mask}
+        alpha: the weight of positive labels, in [0, 1]; negative labels have 1 - alpha. If it is negative, both weights
+            are 1.
+        gamma: the exponent, at least 0. With 0 easy elements have full weight.
+        {sample_weight}
+        {reduction}
+        {normalizer}
+        {dtype}
 
-    Returns, raises:
-        as :func:`mse_loss`.
+    Shape:
+        - ``input``, ``target``: the same shape S.
+        - ``mask``, ``sample_weight``: the rank of S, each size equal or 1.
+        - Output: S for ``'none'``, otherwise 0-d.
 
-    Source: Lin et al. 2017.
+    Returns:
+        {returns}
+
+    Raises:
+        {raises}
+
+    Source: `Lin et al. 2017 <https://arxiv.org/abs/1708.02002>`__.
 
     >>> sigmoid_focal_loss(torch.tensor([0.0, 9.0]), torch.tensor([1.0, -1.0]), torch.tensor([True, False]))
     tensor(0.0433)
@@ -566,3 +683,56 @@ def sigmoid_focal_loss(
     return torch.ops.masked_loss.sigmoid_focal_loss(
         input, target, mask, number, alpha, gamma, sample_weight, divisor, dtype
     )
+
+
+share_text(
+    [
+        mse_loss,
+        l1_loss,
+        smooth_l1_loss,
+        huber_loss,
+        binary_cross_entropy_with_logits,
+        binary_cross_entropy,
+        kl_div,
+        poisson_nll_loss,
+        gaussian_nll_loss,
+        sigmoid_focal_loss,
+    ],
+    mask="""
+        mask: bool, or integers 0 and 1. True (1) = keep. Masked elements are not read: NaN or inf there changes
+            nothing, and their gradient is exactly 0.
+    """,
+    sample_weight="""
+        sample_weight: weights of the elements, in the loss and in its mean; differentiable. An element with weight 0
+            is masked, unless ``sample_weight`` requires grad.
+    """,
+    reduction="""
+        reduction: ``'none'``, ``'mean'``, ``'sum'`` or ``'sequence_mean'``. ``'sequence_mean'`` takes the weighted
+            mean of each sequence (each index of dim 0), then the mean over the sequences that have unmasked elements.
+    """,
+    normalizer="""
+        normalizer: a number or a 0-d tensor without gradient, at least 0. ``'mean'`` divides by it instead of the sum
+            of the weights, ``'sequence_mean'`` instead of the number of sequences. Use it for a count over several
+            micro-batches or processes.
+    """,
+    dtype="""
+        dtype: dtype of the result. By default what ``input`` and ``target`` promote to, or float32 for float16 and
+            bfloat16 under autocast. With ``torch.float32``, inputs of these dtypes are not copied. With
+            ``torch.float64``, the loss is computed in float64.
+    """,
+    shape="""
+        Shape:
+            - ``input``, ``target``: any shapes that broadcast to a common shape S.
+            - ``mask``, ``sample_weight``: the rank of S, each size equal or 1. For ``[B, T, D]``, a mask of
+              positions ``[B, T]`` becomes ``mask[..., None]``.
+            - Output: S for ``'none'``, otherwise 0-d.
+    """,
+    returns="""
+        The loss of each element for ``'none'``, otherwise a 0-d tensor; in ``dtype``.
+    """,
+    raises="""
+        TypeError: an argument has a wrong type or dtype, such as a float mask or a ``DTensor``.
+        ValueError: a value is out of range, such as an integer mask with values other than 0 and 1.
+        RuntimeError: an argument has a wrong shape or is on a wrong device.
+    """,
+)

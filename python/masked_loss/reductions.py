@@ -1,4 +1,4 @@
-"""Sums, means and variances of what a mask keeps."""
+"""Sums, means and variances of unmasked elements."""
 
 from typing import List, Optional, Union
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ._arguments import id_list
 from ._dispatch import bound, scriptable, use_bound
+from ._docstrings import share_text
 
 __all__ = ["masked_mean", "masked_std", "masked_sum", "masked_var", "masked_whiten"]
 
@@ -30,26 +31,26 @@ def masked_sum(
     *,
     dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
-    """The sum of the elements that ``mask`` keeps; 0 where it keeps none.
+    """The sum of the elements that ``mask`` keeps; 0 if every element is masked.
 
     Args:
-        input: any shape; float32, float64, bfloat16, float16, or integers, which are added as int64.
-        mask: True (1) = keep. bool, or an integer dtype that holds 0 and 1; ``input``'s rank, each size equal or 1;
-            read by its strides. For ``[B, T, D]`` a mask ``[B, T]`` of positions is ``mask[..., None]``. What lies at a
-            masked element (NaN, inf) changes nothing, and its gradient is exactly 0.
-        dim: one dimension, or several; by default all of them.
-        keepdim: whether what is reduced stays as a dimension of size 1.
-        dtype: the dtype of the result, by default ``input``'s. What is added in float32 (float64 for float64) is
-            converted to it once, without a copy of ``input``; with float64, ``input`` becomes float64 before, and with
-            an integer dtype an integer, as in torch.
+        input: float32, float64, bfloat16 or float16; or bool and integers, which are added as int64.
+        {mask}
+        {dim}
+        {keepdim}
+        dtype: dtype of the result; by default ``input``'s. Floating-point elements are added in float32 (float64 for
+            float64), and the sum is converted once, so no copy of ``input`` is made. With ``torch.float64`` or an
+            integer dtype, ``input`` is converted first, as in torch.
+
+    {shape}
 
     Returns:
-        ``input``'s shape without ``dim``.
+        The sums, in ``dtype``.
 
     Raises:
-        IndexError: a dimension that ``input`` does not have.
-        TypeError: a wrong dtype, such as a float mask.
-        RuntimeError: a wrong shape or device.
+        {raises}
+
+    With NaN at a masked element:
 
     >>> masked_sum(torch.tensor([[1.0, 2.0], [3.0, float("nan")]]), torch.tensor([[1, 1], [1, 0]]), dim=1)
     tensor([3., 3.])
@@ -70,18 +71,25 @@ def masked_mean(
     *,
     dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
-    """The mean of the elements that ``mask`` keeps; 0 where it keeps none, where torch's is NaN.
+    """The mean of the elements that ``mask`` keeps; 0 if every element is masked, where torch returns NaN.
 
     Args:
-        input: any shape; float32, float64, bfloat16, float16, or bool and integers (whose mean torch refuses).
-        mask, dim, keepdim: as in :func:`masked_sum`.
-        dtype: as in :func:`masked_sum`, but floating; of bool and integers by default torch's default dtype.
+        input: float32, float64, bfloat16 or float16; or bool and integers, which torch's mean does not take.
+        {mask}
+        {dim}
+        {keepdim}
+        dtype: floating dtype of the result; by default ``input``'s, or torch's default dtype for bool and integers. No
+            copy of float16 or bfloat16 input is made for ``torch.float32``.
+
+    {shape}
 
     Returns:
-        ``input``'s shape without ``dim``.
+        The means, in ``dtype``.
 
     Raises:
-        IndexError, TypeError, RuntimeError: as :func:`masked_sum`.
+        {raises}
+
+    With NaN at a masked element:
 
     >>> masked_mean(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False]))
     tensor(2.)
@@ -107,21 +115,29 @@ def masked_var(
 ) -> Tensor:
     r"""The variance of the elements that ``mask`` keeps: :math:`\sum (x - \bar x)^2 / (n - \text{correction})`.
 
-    It is 0, with a zero gradient, where nothing is kept, and NaN of as many elements as the correction, as torch's.
+    It is 0 with a zero gradient if every element is masked. Otherwise it is NaN or inf if at most ``correction``
+    elements are unmasked, as in torch.
 
     Args:
-        input: any shape; float32, float64, bfloat16 or float16.
-        mask, dim, keepdim: as in :func:`masked_sum`.
-        correction: what the number of kept elements is lessened by.
-        dtype: as in :func:`masked_sum`, but floating.
+        input: float32, float64, bfloat16 or float16.
+        {mask}
+        {dim}
+        {keepdim}
+        correction: degrees-of-freedom correction. The divisor is the number of unmasked elements minus it.
+        {dtype}
+
+    {shape}
 
     Returns:
-        ``input``'s shape without ``dim``.
+        The variances, in ``dtype``.
 
     Raises:
-        IndexError, TypeError, RuntimeError: as :func:`masked_sum`.
+        {raises}
 
-    Source: Chan, Golub and LeVeque 1979 (means and squares of parts are merged).
+    Source: `Chan, Golub and LeVeque 1982 <https://doi.org/10.1007/978-3-642-51461-6_3>`__ (how partial means and sums
+    of squares are merged).
+
+    With NaN at a masked element:
 
     >>> masked_var(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False]))
     tensor(2.)
@@ -143,16 +159,25 @@ def masked_std(
     correction: float = 1.0,
     dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
-    """The square root of :func:`masked_var`. Where it is 0, so is its gradient, as in torch.
+    """The square root of :func:`masked_var`. Where it is 0, its gradient is 0, as in torch.
 
     Args:
-        input, mask, dim, keepdim, correction, dtype: as in :func:`masked_var`.
+        input: float32, float64, bfloat16 or float16.
+        {mask}
+        {dim}
+        {keepdim}
+        correction: degrees-of-freedom correction. The divisor is the number of unmasked elements minus it.
+        {dtype}
+
+    {shape}
 
     Returns:
-        ``input``'s shape without ``dim``.
+        The standard deviations, in ``dtype``.
 
     Raises:
-        IndexError, TypeError, RuntimeError: as :func:`masked_sum`.
+        {raises}
+
+    With NaN at a masked element:
 
     >>> masked_std(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False]), correction=0)
     tensor(1.)
@@ -172,19 +197,28 @@ def masked_whiten(
     *,
     dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
-    r"""What ``mask`` keeps, with mean 0 and variance 1: :math:`(x - \bar x) / \sqrt{\mathrm{var} + 10^{-8}}`.
+    r"""Normalizes the unmasked elements to mean 0 and variance 1: :math:`(x - \bar x) / \sqrt{\mathrm{var} + 10^{-8}}`.
+
+    The variance has a correction of 1: with a single unmasked element the result is NaN.
 
     Args:
-        input: any shape; float32, float64, bfloat16 or float16.
-        mask: as in :func:`masked_sum`.
-        dim: the dimensions that mean and variance (with a correction of 1) are taken over; by default all of them.
-        dtype: as in :func:`masked_sum`, but floating.
+        input: float32, float64, bfloat16 or float16.
+        {mask}
+        dim: the dimension, or the list of dimensions, over which mean and variance are taken; by default all.
+        {dtype}
+
+    Shape:
+        - ``input``: any shape.
+        - ``mask``: the rank of ``input``, each size equal or 1.
+        - Output: ``input``'s shape.
 
     Returns:
-        ``input``'s shape; exactly 0 where masked.
+        The normalized elements, exactly 0 where masked; in ``dtype``.
 
     Raises:
-        IndexError, TypeError, RuntimeError: as :func:`masked_sum`.
+        {raises}
+
+    With NaN at a masked element:
 
     >>> masked_whiten(torch.tensor([1.0, 2.0, 3.0, float("nan")]), torch.tensor([1, 1, 1, 0]))
     tensor([-1.,  0.,  1.,  0.])
@@ -194,3 +228,35 @@ def masked_whiten(
         if use_bound(input, mask):
             return bound.masked_whiten(input, mask, dims, dtype)
     return torch.ops.masked_loss.masked_whiten(input, mask, dims, dtype)
+
+
+share_text(
+    [masked_sum, masked_mean, masked_var, masked_std, masked_whiten],
+    mask="""
+        mask: bool, or integers 0 and 1. True (1) = keep. Masked elements are not read: NaN or inf there changes
+            nothing, and their gradient is exactly 0.
+    """,
+    dim="""
+        dim: the dimension, or the list of dimensions, to reduce; by default all.
+    """,
+    keepdim="""
+        keepdim: whether reduced dimensions are kept with size 1.
+    """,
+    dtype="""
+        dtype: floating dtype of the result; by default ``input``'s. No copy of float16 or bfloat16 input is made for
+            ``torch.float32``.
+    """,
+    shape="""
+        Shape:
+            - ``input``: any shape.
+            - ``mask``: the rank of ``input``, each size equal or 1. For ``[B, T, D]``, a mask of positions ``[B, T]``
+              becomes ``mask[..., None]``.
+            - Output: ``input``'s shape without ``dim``.
+    """,
+    raises="""
+        IndexError: ``input`` does not have the dimension ``dim``.
+        TypeError: an argument has a wrong type or dtype, such as a float mask or a ``DTensor``.
+        ValueError: an integer mask has values other than 0 and 1.
+        RuntimeError: an argument has a wrong shape or is on a wrong device.
+    """,
+)

@@ -1,4 +1,4 @@
-"""Softmax and its relatives of what a mask keeps."""
+"""Softmax, log-softmax and log-sum-exp of unmasked elements."""
 
 from typing import List, Optional, Union
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ._arguments import id_list
 from ._dispatch import bound, scriptable, use_bound
+from ._docstrings import share_text
 
 __all__ = ["log_softmax", "logsumexp", "softmax"]
 
@@ -26,28 +27,25 @@ def softmax(
 ) -> Tensor:
     r"""Softmax along ``dim`` over the elements that ``mask`` keeps: :math:`e^{x_i} / \sum_{j \text{ kept}} e^{x_j}`.
 
-    Without a mask this is :func:`torch.nn.functional.softmax`. A slice with nothing kept is 0, with a zero gradient,
-    where ``masked_fill`` with -inf before torch's gives NaN.
+    Without a mask this is :func:`torch.nn.functional.softmax`. A fully masked slice is 0 with a zero gradient, where
+    ``masked_fill`` with -inf and torch's softmax give NaN.
 
     Args:
-        input: any shape; float32, float64, bfloat16 or float16.
-        mask: True (1) = keep. bool, or an integer dtype that holds 0 and 1; its shape broadcasts to ``input``'s from
-            the last dimension on, as ``(B, 1, 1, T)`` for padding or ``(T, T)`` do. It is read by its strides, never
-            expanded. What lies at a masked element (NaN, inf) changes nothing, and its gradient is exactly 0.
+        input: float32, float64, bfloat16 or float16.
+        {mask}
         dim: the dimension that sums to 1.
-        causal: keep of row q of the last two dimensions ``(T, S)`` the first q + 1 elements, without a mask that says
-            so; with ``mask``, what both keep. Only for the last ``dim``; aligned at the top left, as ``is_causal`` of
-            :func:`torch.nn.functional.scaled_dot_product_attention`. What it drops is written, and not computed.
-        dtype: what ``input`` is converted to first.
+        {causal}
+        {dtype}
+
+    {shape}
 
     Returns:
-        ``input``'s shape; exactly 0 where masked.
+        The softmax, exactly 0 where masked; in ``dtype``.
 
     Raises:
-        IndexError: a dimension that ``input`` does not have.
-        TypeError: a wrong dtype, such as a float mask.
-        ValueError: ``causal`` with another ``dim`` than the last.
-        RuntimeError: a wrong shape or device.
+        {raises}
+
+    With NaN at a masked element:
 
     >>> softmax(torch.tensor([[1.0, 1.0, float("nan")], [3.0, 4.0, 5.0]]), torch.tensor([[1, 1, 0], [0, 0, 0]]))
     tensor([[0.5000, 0.5000, 0.0000],
@@ -74,17 +72,22 @@ def log_softmax(
 ) -> Tensor:
     r"""The logarithm of :func:`softmax`: :math:`x_i - \log \sum_{j \text{ kept}} e^{x_j}`, and -inf where masked.
 
-    Without a mask this is :func:`torch.nn.functional.log_softmax`. A slice with nothing kept is -inf, with a zero
-    gradient.
+    Without a mask this is :func:`torch.nn.functional.log_softmax`. A fully masked slice is -inf with a zero gradient.
 
     Args:
-        input, mask, dim, causal, dtype: as in :func:`softmax`.
+        input: float32, float64, bfloat16 or float16.
+        {mask}
+        dim: the dimension whose exponentials sum to 1.
+        {causal}
+        {dtype}
+
+    {shape}
 
     Returns:
-        ``input``'s shape; exactly -inf where masked.
+        The log-softmax, exactly -inf where masked; in ``dtype``.
 
     Raises:
-        IndexError, TypeError, ValueError, RuntimeError: as :func:`softmax`.
+        {raises}
 
     >>> log_softmax(torch.tensor([1.0, 1.0, 7.0]), torch.tensor([True, True, False]))
     tensor([-0.6931, -0.6931,    -inf])
@@ -105,20 +108,30 @@ def logsumexp(
     causal: bool = False,
     dtype: Optional[torch.dtype] = None,
 ) -> Tensor:
-    r"""The logarithm of the sum of exponentials over what ``mask`` keeps: :math:`\log \sum_{j \text{ kept}} e^{x_j}`.
+    r"""Log-sum-exp over the elements that ``mask`` keeps: :math:`\log \sum_{j \text{ kept}} e^{x_j}`.
 
-    Without a mask this is :func:`torch.logsumexp`. Where nothing is kept it is -inf, with a zero gradient.
+    Without a mask this is :func:`torch.logsumexp`. A fully masked slice is -inf with a zero gradient.
 
     Args:
-        input, mask, causal, dtype: as in :func:`softmax`.
-        dim: one dimension, or several that are reduced together; an empty list means all of them.
-        keepdim: whether what is reduced stays as a dimension of size 1.
+        input: float32, float64, bfloat16 or float16.
+        {mask}
+        dim: the dimension, or the list of dimensions, to reduce. An empty list means all.
+        keepdim: whether reduced dimensions are kept with size 1.
+        {causal}
+        {dtype}
+
+    Shape:
+        - ``input``: any shape.
+        - ``mask``: broadcasts to ``input``, aligned at the last dimension as in torch. It is not expanded in memory.
+        - Output: ``input``'s shape without ``dim``.
 
     Returns:
-        ``input``'s shape without ``dim``.
+        The logarithms, in ``dtype``.
 
     Raises:
-        IndexError, TypeError, ValueError, RuntimeError: as :func:`softmax`.
+        {raises}
+
+    With NaN at a masked element:
 
     >>> logsumexp(torch.tensor([[0.0, 0.0], [5.0, float("nan")]]), torch.tensor([[1, 1], [1, 0]]))
     tensor([0.6931, 5.0000])
@@ -128,3 +141,34 @@ def logsumexp(
         if use_bound(input, mask):
             return bound.logsumexp(input, mask, dims, keepdim, causal, dtype)
     return torch.ops.masked_loss.logsumexp(input, mask, dims, keepdim, causal, dtype)
+
+
+share_text(
+    [softmax, log_softmax, logsumexp],
+    mask="""
+        mask: bool, or integers 0 and 1. True (1) = keep. Masked elements are not read: NaN or inf there changes
+            nothing, and their gradient is exactly 0.
+    """,
+    causal="""
+        causal: query q attends to keys 0 to q, where the last two dimensions are queries and keys ``(T, S)``. No mask
+            tensor is built. With ``mask``, elements that both keep are kept. Only for the last ``dim``. Queries and
+            keys are aligned at the top left, as ``is_causal`` of
+            :func:`torch.nn.functional.scaled_dot_product_attention`.
+    """,
+    dtype="""
+        dtype: the dtype that ``input`` is converted to first, and of the result.
+    """,
+    shape="""
+        Shape:
+            - ``input``: any shape.
+            - ``mask``: broadcasts to ``input``, aligned at the last dimension as in torch: ``(B, 1, 1, S)`` for
+              padding, ``(T, S)``. It is not expanded in memory.
+            - Output: ``input``'s shape.
+    """,
+    raises="""
+        IndexError: ``input`` does not have the dimension ``dim``.
+        TypeError: an argument has a wrong type or dtype, such as a float mask or a ``DTensor``.
+        ValueError: ``causal`` with a ``dim`` other than the last, or an integer mask with values other than 0 and 1.
+        RuntimeError: an argument has a wrong shape or is on a wrong device.
+    """,
+)

@@ -1,4 +1,3 @@
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <masked_loss/masked_loss.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
@@ -7,6 +6,12 @@
 #include <array>
 #include <string>
 #include <variant>
+
+#include "common/cross_entropy_ops.h"
+#include "common/masks_ops.h"
+#include "common/pointwise_ops.h"
+#include "common/reductions_ops.h"
+#include "common/softmax_ops.h"
 
 namespace {
 
@@ -42,117 +47,12 @@ struct pybind11::detail::type_caster<Value> {
 
 namespace {
 
-Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask, std::int64_t reduction,
-                     const OptionalTensor& weight, const OptionalTensor& sample_weight,
-                     const OptionalTensor& class_mask, const OptionalTensor& normalizer,
-                     const std::vector<std::int64_t>& ignore_index, double label_smoothing, double z_loss,
-                     std::int64_t dim, std::optional<at::ScalarType> dtype) {
-  return masked_loss::cross_entropy(input, target, mask,
-                                    {.reduction = static_cast<masked_loss::Reduction>(reduction),
-                                     .weight = weight,
-                                     .sample_weight = sample_weight,
-                                     .class_mask = class_mask,
-                                     .normalizer = normalizer,
-                                     .ignore_index = ignore_index,
-                                     .label_smoothing = label_smoothing,
-                                     .z_loss = z_loss,
-                                     .dim = dim,
-                                     .dtype = dtype});
-}
-
-Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const OptionalTensor& weight,
-                       const OptionalTensor& sample_weight, const OptionalTensor& class_mask,
-                       const std::vector<std::int64_t>& ignore_index, std::int64_t dim) {
-  return masked_loss::loss_normalizer(target, mask,
-                                      {.weight = weight,
-                                       .sample_weight = sample_weight,
-                                       .class_mask = class_mask,
-                                       .ignore_index = ignore_index,
-                                       .dim = dim});
-}
-
-Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
-                     const std::vector<std::int64_t>& ignore_index) {
-  return masked_loss::check_targets(target, num_classes, mask, ignore_index);
-}
-
 Tensor masked_fill(const Tensor& input, const Tensor& mask, const Value& value) {
   return std::visit([&](const auto& v) { return masked_loss::masked_fill(input, mask, v); }, value.is);
 }
 
 void masked_fill_(Tensor input, const Tensor& mask, const Value& value) {
   std::visit([&](const auto& v) { masked_loss::masked_fill_(input, mask, v); }, value.is);
-}
-
-// A loss of elements; `Argument...` are the members of its options after the reduction, in their order.
-template <class... Argument, class Options>
-auto pointwise(Tensor (*loss)(const Tensor&, const Tensor&, const OptionalTensor&, const Options&)) {
-  return [loss](const Tensor& input, const Tensor& target, const OptionalTensor& mask, std::int64_t reduction,
-                Argument... argument, const OptionalTensor& sample_weight, const OptionalTensor& normalizer,
-                std::optional<at::ScalarType> dtype) {
-    return loss(input, target, mask,
-                Options{static_cast<masked_loss::Reduction>(reduction), argument..., sample_weight, normalizer, dtype});
-  };
-}
-
-Tensor gaussian_nll_loss(const Tensor& input, const Tensor& target, const Tensor& var, const OptionalTensor& mask,
-                         std::int64_t reduction, bool full, double eps, const OptionalTensor& sample_weight,
-                         const OptionalTensor& normalizer, std::optional<at::ScalarType> dtype) {
-  return masked_loss::gaussian_nll_loss(
-      input, target, var, mask,
-      {static_cast<masked_loss::Reduction>(reduction), full, eps, sample_weight, normalizer, dtype});
-}
-
-using Softmax = Tensor (*)(const Tensor&, const OptionalTensor&, const masked_loss::SoftmaxOptions&);
-
-auto softmax(Softmax function) {
-  return [function](const Tensor& input, const OptionalTensor& mask, std::int64_t dim, bool causal,
-                    std::optional<at::ScalarType> dtype) {
-    return function(input, mask, {.dim = dim, .causal = causal, .dtype = dtype});
-  };
-}
-
-Tensor logsumexp(const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim, bool keepdim,
-                 bool causal, std::optional<at::ScalarType> dtype) {
-  return masked_loss::logsumexp(input, mask, {.dim = dim, .keepdim = keepdim, .causal = causal, .dtype = dtype});
-}
-
-using Reduction = Tensor (*)(const Tensor&, const OptionalTensor&, const masked_loss::ReductionOptions&);
-using Variance = Tensor (*)(const Tensor&, const OptionalTensor&, const masked_loss::VarianceOptions&);
-
-auto reduction(Reduction function) {
-  return [function](const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim, bool keepdim,
-                    std::optional<at::ScalarType> dtype) {
-    return function(input, mask, {.dim = dim, .keepdim = keepdim, .dtype = dtype});
-  };
-}
-
-auto variance(Variance function) {
-  return [function](const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim, bool keepdim,
-                    double correction, std::optional<at::ScalarType> dtype) {
-    return function(input, mask, {.dim = dim, .keepdim = keepdim, .correction = correction, .dtype = dtype});
-  };
-}
-
-Tensor masked_whiten(const Tensor& input, const OptionalTensor& mask, const std::vector<std::int64_t>& dim,
-                     std::optional<at::ScalarType> dtype) {
-  return masked_loss::masked_whiten(input, mask, {.dim = dim, .dtype = dtype});
-}
-
-// By its op, which takes the side as a word.
-Tensor sequence_mask(const Tensor& lengths, std::int64_t maxlen, const std::string& padding_side) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("masked_loss::sequence_mask", "")
-                             .typed<Tensor(const Tensor&, c10::SymInt, std::string_view)>();
-  return op.call(lengths, maxlen, padding_side);
-}
-
-Tensor causal_mask(std::int64_t query_len, std::optional<std::int64_t> key_len, std::optional<at::Device> device) {
-  return masked_loss::causal_mask(query_len, key_len, device);
-}
-
-Tensor mask_from_ids(const Tensor& tokens, const std::vector<std::int64_t>& ids) {
-  return masked_loss::mask_from_ids(tokens, ids);
 }
 
 // What an argument of type T has to be, in an error.
@@ -258,47 +158,55 @@ void add(py::module_& m, const char* op, Function function, const Names& names, 
   });
 }
 
+// What an argument of an op is in a function that pybind11 binds.
+template <class T>
+struct PythonType {
+  using type = T;
+};
+template <class T>
+struct PythonType<at::ArrayRef<T>> {
+  using type = std::vector<T>;
+};
+template <>
+struct PythonType<std::string_view> {
+  using type = std::string;
+};
+template <>
+struct PythonType<c10::SymInt> {
+  using type = std::int64_t;
+};
+template <>
+struct PythonType<std::optional<c10::SymInt>> {
+  using type = std::optional<std::int64_t>;
+};
+template <class T>
+using python_type = typename PythonType<std::decay_t<T>>::type;
+
+// Adds an op, with the names of its schema.
+template <class Op, class Result, class... T>
+void add_op(py::module_& m, Result (*)(T...)) {
+  const auto op = masked_loss::find<Op>();
+  Names names;
+  for (const auto& argument : op.schema().arguments()) names.push_back(argument.name());
+  const auto function = [op](python_type<T>... arguments) -> Result { return op.call(arguments...); };
+  add(m, Op::name, function, names, static_cast<Result (*)(python_type<T>...)>(nullptr));
+}
+
 }  // namespace
 
+// Each function takes the arguments of its op in their order, none by default.
 PYBIND11_MODULE(_C, m) {
-  const auto def = [&m](const char* name, auto function, auto... arguments) {
-    using Signature = py::detail::function_signature_t<decltype(function)>;
-    add(m, name, function, {arguments...}, static_cast<std::add_pointer_t<Signature>>(nullptr));
+  using namespace masked_loss;
+  const auto def = [&m]<class... Op>() {
+    (add_op<Op>(m, static_cast<std::add_pointer_t<typename Op::Signature>>(nullptr)), ...);
   };
-  def("cross_entropy", cross_entropy, "input", "target", "mask", "reduction", "weight", "sample_weight", "class_mask",
-      "normalizer", "ignore_index", "label_smoothing", "z_loss", "dim", "dtype");
-  def("loss_normalizer", loss_normalizer, "target", "mask", "weight", "sample_weight", "class_mask", "ignore_index",
-      "dim");
-  def("check_targets", check_targets, "target", "num_classes", "mask", "ignore_index");
-  const auto def_loss = [&def](const char* name, auto loss, auto... arguments) {
-    def(name, loss, "input", "target", "mask", "reduction", arguments..., "sample_weight", "normalizer", "dtype");
-  };
-  namespace ml = masked_loss;
-  using Weight = const OptionalTensor&;
-  def_loss("mse_loss", pointwise<Weight>(ml::mse_loss), "weight");
-  def_loss("l1_loss", pointwise<Weight>(ml::l1_loss), "weight");
-  def_loss("smooth_l1_loss", pointwise<double>(ml::smooth_l1_loss), "beta");
-  def_loss("huber_loss", pointwise<double, Weight>(ml::huber_loss), "delta", "weight");
-  def_loss("binary_cross_entropy_with_logits", pointwise<Weight, Weight>(ml::binary_cross_entropy_with_logits),
-           "weight", "pos_weight");
-  def_loss("binary_cross_entropy", pointwise<Weight>(ml::binary_cross_entropy), "weight");
-  def_loss("kl_div", pointwise<bool>(ml::kl_div), "log_target");
-  def_loss("poisson_nll_loss", pointwise<bool, bool, double>(ml::poisson_nll_loss), "log_input", "full", "eps");
-  def_loss("sigmoid_focal_loss", pointwise<double, double>(ml::sigmoid_focal_loss), "alpha", "gamma");
-  def("gaussian_nll_loss", gaussian_nll_loss, "input", "target", "var", "mask", "reduction", "full", "eps",
-      "sample_weight", "normalizer", "dtype");
-  def("softmax", softmax(ml::softmax), "input", "mask", "dim", "causal", "dtype");
-  def("log_softmax", softmax(ml::log_softmax), "input", "mask", "dim", "causal", "dtype");
-  def("logsumexp", logsumexp, "input", "mask", "dim", "keepdim", "causal", "dtype");
-  def("masked_sum", reduction(ml::masked_sum), "input", "mask", "dim", "keepdim", "dtype");
-  def("masked_mean", reduction(ml::masked_mean), "input", "mask", "dim", "keepdim", "dtype");
-  def("masked_var", variance(ml::masked_var), "input", "mask", "dim", "keepdim", "correction", "dtype");
-  def("masked_std", variance(ml::masked_std), "input", "mask", "dim", "keepdim", "correction", "dtype");
-  def("masked_whiten", masked_whiten, "input", "mask", "dim", "dtype");
-  def("sequence_mask", sequence_mask, "lengths", "maxlen", "padding_side");
-  def("causal_mask", causal_mask, "query_len", "key_len", "device");
-  def("mask_from_ids", mask_from_ids, "tokens", "ids");
-  def("masked_fill", masked_fill, "input", "mask", "value");
-  def("masked_fill_", masked_fill_, "input", "mask", "value");
-  def("empty_cache", ml::empty_cache);
+  def.operator()<CrossEntropy, LossNormalizer, CheckTargets>();
+  for_each_pointwise([&]<class Loss>() { def.template operator()<PointwiseOp<Loss>>(); });
+  def.operator()<SoftmaxOp<SoftmaxKind::Softmax>, SoftmaxOp<SoftmaxKind::LogSoftmax>, Logsumexp>();
+  def.operator()<MaskedSum, MaskedMean, MaskedVar, MaskedStd, MaskedWhiten>();
+  def.operator()<SequenceMask, CausalMask, MaskFromIds>();
+  // Of two ops: the value is a number or a tensor.
+  add(m, "masked_fill", ::masked_fill, {"input", "mask", "value"}, ::masked_fill);
+  add(m, "masked_fill_", ::masked_fill_, {"input", "mask", "value"}, ::masked_fill_);
+  m.def("empty_cache", empty_cache);
 }

@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "common/moments.h"
+#include "common/reductions.h"
 #include "expect.h"
 
 namespace masked_loss::test {

@@ -257,7 +257,7 @@ TYPED_TEST(MomentsKernel, MaskedPacksAreNotRead) {
 }
 
 template <class T>
-class SpreadKernel : public ::testing::Test {
+class AffineKernel : public ::testing::Test {
  protected:
   using A = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -289,16 +289,16 @@ class SpreadKernel : public ::testing::Test {
       mask[i] = mask_byte(random() % 2 != 0 && i / 8 % 3 != 0, random);
       if (mask[i] == 0) input[i] = element<T>(std::numeric_limits<double>::quiet_NaN());
     }
-    SpreadWork work{n, operand(scale, lines, length), {}, {}, {}, {}, result.data()};
+    AffineWork work{n, operand(scale, lines, length), {}, {}, {}, {}, result.data()};
     if (with_input) {
       work.input = {input.data(), {}, make_rows<1>({n}, {{1}})};
       work.mean = operand(mean, lines, length);
     }
     if (with_offset) work.offset = operand(offset, lines, length);
     if (masked) work.mask = {mask.data(), {}, make_rows<1>({n}, {{1}})};
-    spread<T>(work, nullptr);
+    affine<T>(work, nullptr);
     work.result = wide.data();
-    spread_wide<T>(work, nullptr);
+    affine_wide<T>(work, nullptr);
     const auto of = [&](Buffer<A>& values, std::int64_t i) {
       return double(values[scales == 1 ? 0 : scales == n ? i : scales == lines ? i / length : i % length]);
     };
@@ -321,9 +321,9 @@ class SpreadKernel : public ::testing::Test {
   }
 };
 
-TYPED_TEST_SUITE(SpreadKernel, Types);
+TYPED_TEST_SUITE(AffineKernel, Types);
 
-TYPED_TEST(SpreadKernel, EveryForm) {
+TYPED_TEST(AffineKernel, EveryForm) {
   if (kShort) GTEST_SKIP() << "no thread waits for another one";
   for (const auto& [lines, length] : {std::pair<std::int64_t, std::int64_t>{1, 1}, {3, 5}, {40, 37}, {9, 512}}) {
     for (const auto scales : {std::int64_t(1), lines, length, lines * length}) {

@@ -59,6 +59,11 @@ def test_peers_of_the_table():
     assert [row for row in rows if row not in table] == []
 
 
+def test_tables_of_speedups():
+    for page, text in load("speedups").updated().items():
+        assert page.read_text() == text
+
+
 def test_pictures_of_the_rules(tmp_path):
     subprocess.run([sys.executable, DOCS / "rules.py", tmp_path], check=True)
     committed = sorted((DOCS / "rules").iterdir())

@@ -1,6 +1,7 @@
 """The examples in the package's docstrings."""
 
 import doctest
+import re
 
 import pytest
 
@@ -26,3 +27,8 @@ def test_example(name):
 def test_every_public_name_has_an_example(name):
     public = getattr(masked_loss, name)
     assert f"{public.__module__}.{public.__qualname__}" in EXAMPLES
+
+
+@pytest.mark.parametrize("name", [name for name in masked_loss.__all__ if callable(getattr(masked_loss, name))])
+def test_shared_text_is_filled_in(name):
+    assert not re.search(r"^ *\{\w+\}$", getattr(masked_loss, name).__doc__, re.MULTILINE)

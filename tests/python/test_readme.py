@@ -12,7 +12,7 @@ PYTHON = blocks("README.md", "python")
 
 
 def only(language):
-    (code,) = blocks("README.md", language)
+    (code,) = blocks("docs/linking.md", language)
     return code
 
 

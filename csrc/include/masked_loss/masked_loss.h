@@ -1,6 +1,6 @@
 #pragma once
 
-// Loss functions with a mask: what is masked is left out of the loss, of its mean and of the gradient.
+// Loss functions with a mask. Masked positions are left out of the loss, of its mean and of the gradient.
 #include <masked_loss/cross_entropy.h>
 #include <masked_loss/masked_fill.h>
 #include <masked_loss/masks.h>

@@ -10,15 +10,16 @@ namespace masked_loss {
 
 enum class PaddingSide { Right, Left };
 
-// bool [..., maxlen], true at the positions inside each sequence; lengths [...] of any integer dtype.
+// True at the positions inside each sequence. lengths [...] of any integer dtype; the result is bool [..., maxlen].
 MASKED_LOSS_API at::Tensor sequence_mask(const at::Tensor& lengths, std::int64_t maxlen,
                                          PaddingSide padding_side = PaddingSide::Right);
 
-// bool [query_len, key_len], true where the key is not after the query (aligned at the top left); key_len = query_len.
+// True where a query may attend to a key, that is, where the key is not after the query (aligned at the top left).
+// The result is bool [query_len, key_len]; key_len is query_len by default.
 MASKED_LOSS_API at::Tensor causal_mask(std::int64_t query_len, std::optional<std::int64_t> key_len = std::nullopt,
                                        std::optional<at::Device> device = std::nullopt);
 
-// bool, `tokens`' shape, true where a token is none of `ids`.
+// True where a token is none of `ids`. tokens of any integer dtype; the result is bool, with the same shape.
 MASKED_LOSS_API at::Tensor mask_from_ids(const at::Tensor& tokens, at::IntArrayRef ids);
 
 }  // namespace masked_loss

@@ -6,16 +6,16 @@
 
 #include <optional>
 
-// Losses of an element, over the elements that `mask` keeps (true = keep); 0 when it keeps none. input and target
-// broadcast as in torch; mask and sample_weight have the rank of the unreduced loss, each size equal or 1.
+// Elementwise losses over the elements that `mask` keeps (true = keep); 0 if all are masked. input and target broadcast
+// as in torch. mask and sample_weight have the rank of the unreduced loss, each size equal or 1.
 namespace masked_loss {
 
 struct MseLossOptions {
   Reduction reduction = Reduction::Mean;
-  std::optional<at::Tensor> weight = {};         // of elements: Mean divides by its sum
-  std::optional<at::Tensor> sample_weight = {};  // of elements: Mean divides by its sum
-  std::optional<at::Tensor> normalizer = {};  // 0-d: what Mean divides by; SequenceMean, BatchMean: how many there are
-  std::optional<at::ScalarType> dtype = {};   // of the result, by default what input and target promote to
+  std::optional<at::Tensor> weight = {};         // of the elements; Mean divides by their sum
+  std::optional<at::Tensor> sample_weight = {};  // of the elements; Mean divides by their sum
+  std::optional<at::Tensor> normalizer = {};     // 0-d; Mean, SequenceMean and BatchMean divide by it instead
+  std::optional<at::ScalarType> dtype = {};      // of the result; by default what input and target promote to
 };
 using L1LossOptions = MseLossOptions;
 
@@ -30,7 +30,7 @@ struct SmoothL1LossOptions {
 struct HuberLossOptions {
   Reduction reduction = Reduction::Mean;
   double delta = 1;
-  std::optional<at::Tensor> weight = {};  // multiplies the loss; Mean does not divide by it
+  std::optional<at::Tensor> weight = {};  // of the elements; Mean does not divide by their sum
   std::optional<at::Tensor> sample_weight = {};
   std::optional<at::Tensor> normalizer = {};
   std::optional<at::ScalarType> dtype = {};
@@ -38,7 +38,7 @@ struct HuberLossOptions {
 
 struct BinaryCrossEntropyOptions {
   Reduction reduction = Reduction::Mean;
-  std::optional<at::Tensor> weight = {};  // multiplies the loss; Mean does not divide by it
+  std::optional<at::Tensor> weight = {};  // of the elements; Mean does not divide by their sum
   std::optional<at::Tensor> sample_weight = {};
   std::optional<at::Tensor> normalizer = {};
   std::optional<at::ScalarType> dtype = {};
@@ -46,8 +46,8 @@ struct BinaryCrossEntropyOptions {
 
 struct BinaryCrossEntropyWithLogitsOptions {
   Reduction reduction = Reduction::Mean;
-  std::optional<at::Tensor> weight = {};      // multiplies the loss; Mean does not divide by it
-  std::optional<at::Tensor> pos_weight = {};  // of positive targets; broadcasts to them
+  std::optional<at::Tensor> weight = {};      // of the elements; Mean does not divide by their sum
+  std::optional<at::Tensor> pos_weight = {};  // of the positive part of the loss; broadcasts to target
   std::optional<at::Tensor> sample_weight = {};
   std::optional<at::Tensor> normalizer = {};
   std::optional<at::ScalarType> dtype = {};
@@ -82,8 +82,8 @@ struct GaussianNllLossOptions {
 
 struct SigmoidFocalLossOptions {
   Reduction reduction = Reduction::Mean;
-  double alpha = 0.25;  // below 0: none
-  double gamma = 2;
+  double alpha = 0.25;  // weight of positive targets; if negative, no class weights
+  double gamma = 2;     // exponent of (1 - p_t)
   std::optional<at::Tensor> sample_weight = {};
   std::optional<at::Tensor> normalizer = {};
   std::optional<at::ScalarType> dtype = {};
@@ -97,35 +97,36 @@ MASKED_LOSS_API at::Tensor mse_loss(const at::Tensor& input, const at::Tensor& t
 MASKED_LOSS_API at::Tensor l1_loss(const at::Tensor& input, const at::Tensor& target,
                                    const std::optional<at::Tensor>& mask = std::nullopt,
                                    const L1LossOptions& options = {});
-// Squared below beta, linear above.
+// Quadratic for errors below beta, linear above.
 MASKED_LOSS_API at::Tensor smooth_l1_loss(const at::Tensor& input, const at::Tensor& target,
                                           const std::optional<at::Tensor>& mask = std::nullopt,
                                           const SmoothL1LossOptions& options = {});
-// Squared below delta, linear above.
+// Quadratic for errors below delta, linear above.
 MASKED_LOSS_API at::Tensor huber_loss(const at::Tensor& input, const at::Tensor& target,
                                       const std::optional<at::Tensor>& mask = std::nullopt,
                                       const HuberLossOptions& options = {});
-// Of logits, with targets in [0, 1].
+// Binary cross entropy of logits; target in [0, 1], with input's shape.
 MASKED_LOSS_API at::Tensor binary_cross_entropy_with_logits(const at::Tensor& input, const at::Tensor& target,
                                                             const std::optional<at::Tensor>& mask = std::nullopt,
                                                             const BinaryCrossEntropyWithLogitsOptions& options = {});
-// Of probabilities, with targets in [0, 1].
+// Binary cross entropy of probabilities; target in [0, 1], with input's shape.
 MASKED_LOSS_API at::Tensor binary_cross_entropy(const at::Tensor& input, const at::Tensor& target,
                                                 const std::optional<at::Tensor>& mask = std::nullopt,
                                                 const BinaryCrossEntropyOptions& options = {});
-// Kullback-Leibler divergence of target probabilities (or their logarithms) from log-probabilities.
+// Kullback-Leibler divergence; input: log-probabilities, target: probabilities, or log-probabilities if log_target.
 MASKED_LOSS_API at::Tensor kl_div(const at::Tensor& input, const at::Tensor& target,
                                   const std::optional<at::Tensor>& mask = std::nullopt,
                                   const KlDivOptions& options = {});
-// Negative log-likelihood of counts, whose rate (or its logarithm) is the input.
+// Negative log-likelihood under Poisson distributions; input: rates, or their logarithms if log_input; target: counts.
 MASKED_LOSS_API at::Tensor poisson_nll_loss(const at::Tensor& input, const at::Tensor& target,
                                             const std::optional<at::Tensor>& mask = std::nullopt,
                                             const PoissonNllLossOptions& options = {});
-// Negative log-likelihood of normal distributions; var has the input's shape, or lacks the last dimension, or has 1.
+// Negative log-likelihood under normal distributions; input: means.
+// var: variances, with the rank of the loss, each size equal or 1, or with the loss's shape without its last dimension.
 MASKED_LOSS_API at::Tensor gaussian_nll_loss(const at::Tensor& input, const at::Tensor& target, const at::Tensor& var,
                                              const std::optional<at::Tensor>& mask = std::nullopt,
                                              const GaussianNllLossOptions& options = {});
-// Binary cross entropy of logits, weighted by (1 - p_t)^gamma.
+// Binary cross entropy of logits times (1 - p_t)^gamma; target in [0, 1], with input's shape.
 MASKED_LOSS_API at::Tensor sigmoid_focal_loss(const at::Tensor& input, const at::Tensor& target,
                                               const std::optional<at::Tensor>& mask = std::nullopt,
                                               const SigmoidFocalLossOptions& options = {});

@@ -4,7 +4,7 @@
 
 namespace masked_loss {
 
-// How a loss per element becomes the result; the numbers are those of the ops' `int reduction`.
+// How the losses of elements are reduced. The numbers are those of the ops' argument `int reduction`.
 enum class Reduction : std::int64_t { None = 0, Mean = 1, Sum = 2, SequenceMean = 3, BatchMean = 4 };
 
 }  // namespace masked_loss
