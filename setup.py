@@ -90,8 +90,9 @@ class CMakeBuild(build_ext):
                 raise subprocess.CalledProcessError(process.returncode, command)
 
         with Progress() as progress:
-            # --fresh: what was found for another interpreter must not be used for this one.
-            cmake("--fresh", "-S", ROOT, "-B", build, "-G", "Ninja", *flags)
+            # What was found for another interpreter must not be used for this one; --fresh would compile all again.
+            (build / "CMakeCache.txt").unlink(missing_ok=True)
+            cmake("-S", ROOT, "-B", build, "-G", "Ninja", *flags)
             cmake("--build", build, "--target", "install", "-j", os.environ.get("MAX_JOBS", os.cpu_count()))
 
 

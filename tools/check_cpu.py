@@ -31,7 +31,8 @@ PYTHON_TESTS = (
 
 
 def configure(build, *options):
-    run("cmake", "--fresh", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", *options)
+    (build / "CMakeCache.txt").unlink(missing_ok=True)
+    run("cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", *options)
 
 
 def run(*command, **environment):

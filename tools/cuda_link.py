@@ -153,8 +153,9 @@ def build_package():
         "TORCH_CUDA_ARCH_LIST": ARCHITECTURES,
     }
     flags = [f"-D{name}={value}" for name, value in options.items()]
+    (BUILD / "build" / "CMakeCache.txt").unlink(missing_ok=True)
     with (BUILD / "build.log").open("w") as log:
-        configure = ["cmake", "--fresh", "-S", ROOT, "-B", BUILD / "build", "-G", "Ninja", *flags]
+        configure = ["cmake", "-S", ROOT, "-B", BUILD / "build", "-G", "Ninja", *flags]
         make = ["cmake", "--build", BUILD / "build", "--target", "install", "-j", os.cpu_count()]
         environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": ARCHITECTURES}
         for command in (configure, make):
