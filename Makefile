@@ -4,7 +4,7 @@
 # what makes .venv, as python3 does by default.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build cpp-tests test emulated test-cuda bench-cuda cuda-link cuda-mutants demo bench docs peers wheel lint format clean distclean
+.PHONY: help setup build cpp-tests test test-all emulated test-cuda bench-cuda cuda-link sanitize clang demo bench docs wheel lint format clean distclean
 
 GIVEN := $(filter-out undefined default,$(origin PYTHON))
 PYTHON ?= python3
@@ -25,6 +25,8 @@ endif
 export PATH := $(dir $(PY)):$(PATH)
 # Read by setup.py: the C++ tests share the package's build tree.
 export CMAKE_ARGS := -DMASKED_LOSS_TESTS=ON $(CMAKE_ARGS)
+# `build` shows what pip prints.
+export MASKED_LOSS_PROGRESS := 0
 
 BUILD := build/package
 SOURCES := CMakeLists.txt VERSION setup.py pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.* csrc/*/*/*.* python/src/*)
@@ -32,7 +34,8 @@ CPP := $(filter-out %.txt,$(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* python/src
 
 help:
 	@echo 'make demo     train a small character model and draw what the mask does'
-	@echo 'make test     GoogleTest and pytest, CUDA kernels compiled and emulated'
+	@echo 'make test     GoogleTest and pytest, in minutes; says what it leaves to make test-all'
+	@echo 'make test-all  every test, CUDA kernels compiled and emulated, sanitizers, clang, the oldest torch'
 	@echo 'make bench    timings against torch.nn.functional'
 	@echo 'make test-cuda, make bench-cuda  the same on a GPU; make cuda-link  a CUDA build without one'
 	@echo 'make wheel    a wheel, in build/dist'
@@ -63,30 +66,30 @@ cpp-tests: build
 	@cmake -S . -B $(BUILD) -DMASKED_LOSS_TESTS=ON > build/configure.log 2>&1 || { cat build/configure.log; exit 1; }
 	@cmake --build $(BUILD) --target masked_loss_tests
 
-# All runners run, whatever the first one says; the last lines are their summaries. pytest takes a file of tests on each
-# core: more threads would only wait for one another on tensors as small as theirs.
+# All steps run, whatever one says; the last lines are their summaries.
 test: cpp-tests
-	@set -o pipefail; status=0; \
-	echo '== GoogleTest'; \
-	$(BUILD)/tests/cpp/masked_loss_tests --gtest_brief=1 | tee build/googletest.log || status=1; \
-	echo '== pytest'; OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile $(PYTEST_ARGS) || status=1; \
-	$(PY) tools/check_cuda.py || status=1; \
-	echo '== GoogleTest'; grep -E '^\[(=+|  (PASSED|FAILED)  )\]|FAILED TEST' build/googletest.log || status=1; \
-	exit $$status
+	@$(PY) tools/run_tests.py fast
+
+test-all: cpp-tests
+	@$(PY) tools/run_tests.py all
 
 # The Python tests on the CUDA kernels, emulated on the CPU: make emulated PYTEST_ARGS='tests/python/test_masks.py'
 emulated: cpp-tests
 	@cmake --build $(BUILD) --target masked_loss_emulated
 	@$(PY) -m pytest --emulated $(PYTEST_ARGS)
 
-# Needs nvcc and network, but no GPU.
+# With a CUDA build of the oldest torch. Needs nvcc and network, but no GPU.
 cuda-link: setup
 	@echo '== Linking with a CUDA build of torch'
 	@$(PY) tools/cuda_link.py
 
-# Takes the barriers and bounds of the kernels away, one at a time, and tells which check notices.
-cuda-mutants: cpp-tests
-	@$(PY) tools/cuda_mutants.py
+# The CPU's library with the address and undefined-behaviour sanitizers.
+sanitize: setup
+	@$(PY) tools/check_cpu.py sanitize
+
+# Every source by itself, read by clang.
+clang: setup
+	@$(PY) tools/check_cpu.py clang
 
 # Builds for this machine's GPU.
 test-cuda: setup
@@ -110,13 +113,6 @@ docs: build
 	@echo '== Building the documentation'
 	@$(PY) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
 	@echo 'build/docs/index.html'
-
-# What the table of other libraries in the documentation says, run with them. allennlp asks for an older torch.
-peers: build
-	@$(PY) -m pip install --quiet --upgrade --target build/peers -r docs/peers.txt
-	@$(PY) -m pip install --quiet --upgrade --target build/peers --no-deps allennlp==2.10.1
-	@PYTHONPATH=build/peers $(PY) docs/peers.py --write
-	@PYTHONPATH=build/peers $(PY) -m pytest -q tests/python/test_docs.py
 
 # For this interpreter, its torch's minor version and, with CUDA, TORCH_CUDA_ARCH_LIST.
 wheel: build

@@ -1,10 +1,13 @@
 """Builds with CMake, which holds the list of sources, and installs into the package."""
 
+import contextlib
 import os
+import re
 import shlex
 import subprocess
 import sys
 import sysconfig
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,6 +29,32 @@ def requirements() -> list[str]:
             )
         return ["torch>=2.11"]
     return ["torch=={}.{}.*".format(*minor)]
+
+
+class Progress:
+    """A line on the terminal that tells how far the build is, which takes minutes: pip hides what it prints.
+
+    MASKED_LOSS_PROGRESS=0 in the environment, or no terminal: nothing.
+    """
+
+    def __enter__(self) -> "Progress":
+        self.start, self.terminal = time.monotonic(), None
+        if os.environ.get("MASKED_LOSS_PROGRESS") != "0":
+            with contextlib.suppress(OSError):
+                self.terminal = open("/dev/tty", "w")
+        return self
+
+    def show(self, line: str) -> None:
+        found = re.match(r"\[(\d+)/(\d+)\]", line)
+        if self.terminal and found:
+            seconds = time.monotonic() - self.start
+            self.terminal.write("\r\033[K  masked_loss: {}/{} compiled, {:.0f} s".format(*found.groups(), seconds))
+            self.terminal.flush()
+
+    def __exit__(self, *_: object) -> None:
+        if self.terminal:
+            self.terminal.write("\n")
+            self.terminal.close()
 
 
 class CMakeBuild(build_ext):
@@ -51,11 +80,20 @@ class CMakeBuild(build_ext):
         environment = {**os.environ, "PATH": path}
 
         def cmake(*arguments: object) -> None:
-            subprocess.run(["cmake", *map(str, arguments)], check=True, env=environment)
+            command = ["cmake", *map(str, arguments)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                  errors="replace", env=environment) as process:  # fmt: skip
+                for line in process.stdout:
+                    print(line, end="", flush=True)
+                    progress.show(line)
+            if process.returncode != 0:
+                raise subprocess.CalledProcessError(process.returncode, command)
 
-        # --fresh: what was found for another interpreter must not be used for this one.
-        cmake("--fresh", "-S", ROOT, "-B", build, "-G", "Ninja", *flags)
-        cmake("--build", build, "--target", "install", "-j", os.environ.get("MAX_JOBS", os.cpu_count()))
+        with Progress() as progress:
+            # What was found for another interpreter must not be used for this one; --fresh would compile all again.
+            (build / "CMakeCache.txt").unlink(missing_ok=True)
+            cmake("-S", ROOT, "-B", build, "-G", "Ninja", *flags)
+            cmake("--build", build, "--target", "install", "-j", os.environ.get("MAX_JOBS", os.cpu_count()))
 
 
 setup(

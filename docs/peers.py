@@ -1,7 +1,13 @@
 """What other libraries make of padding: the table in docs/masks.md, each number of it computed here.
 
-make peers    installs the libraries into build/peers, runs this file with them, and writes the table
 python docs/peers.py    prints the rows of what is installed
+python docs/peers.py --write    writes the table, with all of them:
+    pip install --target build/peers jax==0.10.2 keras==3.15.1 optax==0.2.8
+    pip install --target build/peers --no-deps allennlp==2.10.1    # which asks for an older torch
+    PYTHONPATH=build/peers python docs/peers.py --write
+
+It is kept because the page says what others do wrong, which whoever doubts it can run. The tests run the rows of torch
+and of this library, and of the others where they are installed.
 """
 
 import argparse

@@ -20,6 +20,8 @@ packages=()
 command -v ccache > /dev/null || packages+=(ccache)
 "$python" -c 'import ensurepip' 2> /dev/null || packages+=(python3-venv)
 [[ -e $("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]] || packages+=(python3-dev)
+# What continuous integration reads the sources with, once more.
+[[ -z ${CI:-} ]] || command -v clang++ > /dev/null || packages+=(clang libomp-dev)
 if (( ${#packages[@]} && EUID == 0 )) && command -v apt-get > /dev/null; then
   say "Installing ${packages[*]} with apt-get"
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "${packages[@]}"; } > /dev/null 2>&1 \

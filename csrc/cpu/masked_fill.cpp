@@ -64,12 +64,12 @@ void masked_fill_(Tensor& input, const Tensor& mask, const at::Scalar& value) {
 
 Tensor masked_fill_value(const Tensor& input, const Tensor& mask, const Tensor& value) {
   check_masked_fill(input, mask, &value);
-  return masked_fill(input, mask, value.item());
+  return cpu::masked_fill(input, mask, value.item());
 }
 
 void masked_fill_value_(Tensor& input, const Tensor& mask, const Tensor& value) {
   check_masked_fill_(input, mask, &value);
-  masked_fill_(input, mask, value.item());
+  cpu::masked_fill_(input, mask, value.item());
 }
 
 }  // namespace

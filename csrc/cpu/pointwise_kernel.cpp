@@ -214,7 +214,8 @@ Vectorized<A> visit(const Block<A>& block, const double* numbers, A factor_of_sl
   };
   const V other = block.other == nullptr ? V(A(Formula::safe_other)) : get(block.other);
   auto terms = Formula::template at<VectorMath<A>>(get(block.input), get(block.target), other, numbers);
-  const auto& [elements, kept, factor] = block.counted;
+  const auto* kept = block.counted.kept;
+  const auto* factor = block.counted.factor;
   const auto finish = [&](V value, V by) {
     value = value * by;
     return kept == nullptr ? value : select(kept + i, value, V(0), whole ? V::size() : n);

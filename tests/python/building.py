@@ -31,12 +31,13 @@ def run(*command, **environment):
 
 
 def configure(source, build, **options):
-    """The command that configures a CMake project from nothing."""
+    """The command that configures a CMake project from nothing; what is compiled stays, unlike with --fresh."""
+    (Path(build) / "CMakeCache.txt").unlink(missing_ok=True)
     launcher = shutil.which("ccache")
     if launcher:
         options.setdefault("CMAKE_CXX_COMPILER_LAUNCHER", launcher)
     flags = [f"-D{name}={value}" for name, value in options.items()]
-    return ["cmake", "--fresh", "-S", source, "-B", build, "-G", "Ninja", *flags]
+    return ["cmake", "-S", source, "-B", build, "-G", "Ninja", *flags]
 
 
 def build_project(source, build, *targets, **options):

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
@@ -33,6 +34,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    # What takes longest begins first, so that no core ends with it alone.
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, "test_composability.py" not in item.nodeid))
     left_out = backends.left_out(kernels_of(config))
     for item in items:
         reason = next(
@@ -42,7 +45,30 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+LEFT = pytest.StashKey[Counter]()
+
+
+def pytest_deselected(items):
+    """Counts the tests that -m leaves out; of workers (pytest-xdist) each says the same."""
+    left = items[0].config.stash.setdefault(LEFT, Counter())
+    left.update(next((name for name in ("slow", "thorough") if item.get_closest_marker(name)), "") for item in items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash[LEFT] = Counter(getattr(node, "workeroutput", {}).get("left", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    left = {name: count for name, count in config.stash.get(LEFT, Counter()).items() if name}
+    if left and config.option.markexpr:
+        counts = " and ".join(f"{count} {name}" for name, count in sorted(left.items()))
+        terminalreporter.write_line(f"Left to `make test-all`: {counts} tests.")
+
+
 def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = dict(session.config.stash.get(LEFT, Counter()))
     emulation = getattr(session.config, "emulation", None)
     if emulation is not None:
         emulation.write_launches()

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 import masked_loss
 from cases import (
     Case,
+    InnerCalls,
     Problem,
     bind,
     calls_of,
@@ -59,15 +60,44 @@ every_case = pytest.mark.parametrize("case", EVERY, ids=str)
 every_differentiable_case = pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
 
 
-def except_blocked(what):
-    """Differentiable cases; of an op that a bug of torch blocks one, which is expected to fail."""
+def program_of(case):
+    """The ops of ours that a forward and a backward pass call; the op itself where it is made of torch's alone."""
+    calls = []
+    with InnerCalls(calls):
+        result = case.op.function(**case.arguments(torch.float32))
+        if result.requires_grad:
+            result.backward(torch.ones_like(result))
+    return tuple(op for op, *_ in calls) or case.op.name
 
-    def parameter(case):
-        reason = case.op.blocked.get(what)
-        return pytest.param(case, marks=pytest.mark.xfail(reason=reason, strict=True) if reason else ())
+
+PROGRAMS = {str(case): program_of(case) for case in EVERY}
+
+
+def in_programs(cases, *rest, marks=lambda case: ()):
+    """For tests that compile: of cases that are alike to a compiler, in their ops, all but the first are thorough."""
+    seen, parameters = set(), []
+    for case in cases:
+        program = PROGRAMS[str(case)]
+        thorough = [pytest.mark.thorough] if program in seen else []
+        parameters.append(pytest.param(case, *rest, marks=[*thorough, *marks(case)]))
+        seen.add(program)
+    return parameters
+
+
+every_program = pytest.mark.parametrize("case", in_programs(EVERY), ids=str)
+every_differentiable_program = pytest.mark.parametrize("case", in_programs(DIFFERENTIABLE), ids=str)
+first_programs = pytest.mark.parametrize("case", in_programs(FIRST), ids=str)
+first_differentiable_programs = pytest.mark.parametrize("case", in_programs(FIRST_DIFFERENTIABLE), ids=str)
+
+
+def except_blocked(what):
+    """Differentiable programs; of an op that a bug of torch blocks one, which is expected to fail."""
+
+    def marks(case):
+        return [pytest.mark.xfail(reason=case.op.blocked[what], strict=True)] if what in case.op.blocked else []
 
     cases = [case for case in DIFFERENTIABLE if case in FIRST or what not in case.op.blocked]
-    return pytest.mark.parametrize("case", [parameter(case) for case in cases], ids=str)
+    return pytest.mark.parametrize("case", in_programs(cases, marks=marks), ids=str)
 
 
 def negate_gradient(leaf):
@@ -515,8 +545,7 @@ def dynamic_shapes_of(case):
     return {name: of(small[name], large[name]) for name in small}
 
 
-KEPT = [(case, "aot_eager") for case in DIFFERENTIABLE]
-KEPT += [(case, "inductor") for case in FIRST_DIFFERENTIABLE]
+KEPT = in_programs(DIFFERENTIABLE, "aot_eager") + in_programs(FIRST_DIFFERENTIABLE, "inductor")
 
 
 @contextlib.contextmanager
@@ -541,17 +570,17 @@ class Program(nn.Module):
 
 
 class TestCompiler:
-    @every_case
+    @every_program
     @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
     def test_aot_eager(self, case, dynamic, fresh_compiler):
         assert_compiles(case, backend="aot_eager", dynamic=dynamic)
 
-    @pytest.mark.parametrize("case", FIRST, ids=str)
+    @first_programs
     @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
     def test_inductor(self, case, dynamic, fresh_compiler):
         assert_compiles(case, backend="inductor", dynamic=dynamic)
 
-    @every_case
+    @every_program
     @pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
     def test_another_size_is_no_other_program(self, case, dynamic, fresh_compiler):
         compiled = torch.compile(case.op.function, backend="aot_eager", fullgraph=True, dynamic=dynamic)
@@ -564,7 +593,7 @@ class TestCompiler:
                 ours = outcome(compiled, arguments, upstream)
             assert_close(ours, outcome(case.op.function, arguments, upstream))
 
-    @every_differentiable_case
+    @every_differentiable_program
     def test_the_graphs_have_no_more_ops_than_it_takes(self, case, fresh_compiler):
         forward, backward = graphs_of(case)
         leaves = leaves_of(case.arguments())
@@ -610,7 +639,7 @@ class TestCompiler:
                 except RuntimeError as error:
                     assert donated and "donated" in str(error)
 
-    @pytest.mark.parametrize("case", FIRST_DIFFERENTIABLE, ids=str)
+    @first_differentiable_programs
     def test_transforms_compiled(self, case, fresh_compiler):
         problem = Problem(case, torch.float32, curved=True)
         leaves = tuple(leaf.detach() for leaf in problem.leaves)
@@ -631,20 +660,20 @@ class TestCompiler:
                 compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
                 assert_close(compiled(*leaves), function(*leaves))
 
-    @pytest.mark.parametrize("case", [case for case in FIRST if case in WITH_TENSORS], ids=str)
+    @pytest.mark.parametrize("case", in_programs(case for case in FIRST if case in WITH_TENSORS), ids=str)
     def test_vmap_compiled(self, case, fresh_compiler):
         tensors, rest = stacked(case, dtype=torch.float32)
         function = torch.vmap(bind(case.op.function, rest, tensors))
         compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
         assert_close(compiled(*tensors.values()), function(*tensors.values()))
 
-    @pytest.mark.parametrize("case", FIRST_DIFFERENTIABLE, ids=str)
+    @first_differentiable_programs
     def test_per_sample_gradients_compiled(self, case, fresh_compiler):
         function, parameters, batch = per_sample_problem(case, torch.float32)
         compiled = torch.compile(torch.vmap(function, in_dims=(None, 0)), backend="aot_eager", fullgraph=True)
         assert_close(compiled(parameters, batch), looped(function, parameters, batch))
 
-    @every_case
+    @every_program
     def test_export(self, case, tmp_path):
         shapes = dynamic_shapes_of(case)
 
@@ -668,11 +697,12 @@ def name_of(value):
 
 
 class TestOps:
-    @every_case
+    @every_program
     def test_opcheck(self, case):
         for op, args, kwargs in calls_of(case.op, case.arguments(torch.float32)):
             torch.library.opcheck(op, args, kwargs)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("op", [op for op in OPS if op.grid], ids=lambda op: op.name)
     def test_opcheck_over_pairs_of_arguments(self, op):
         for arguments in op.grid():
@@ -717,6 +747,18 @@ class TestOps:
 
 AUTOCAST = [case for case in DIFFERENTIABLE if case.op.namesake]
 HALF = (torch.bfloat16, torch.float16)
+# Each dtype under autocast to each half one; that each of them occurs is enough, the rest of the square is thorough.
+EACH = (
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float16),
+    (torch.float32, torch.bfloat16),
+    (torch.float64, torch.float16),
+)
+SQUARE = [
+    pytest.param(dtype, half, marks=() if (dtype, half) in EACH else pytest.mark.thorough)
+    for half in HALF
+    for dtype in (*HALF, torch.float32, torch.float64)
+]
 HERE = torch.get_default_device().type
 
 
@@ -783,18 +825,16 @@ class TestAutocast:
         for result in results.values():
             assert_near(result, expected, dtype if wide or dtype != torch.float64 else torch.float32)
 
-    @pytest.mark.parametrize("case", AUTOCAST, ids=str)
-    @pytest.mark.parametrize("half", HALF, ids=name_of)
-    @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=name_of)
+    @pytest.mark.parametrize("case", in_programs(AUTOCAST), ids=str)
+    @pytest.mark.parametrize(("dtype", "half"), SQUARE, ids=name_of)
     def test_every_path_has_torchs_dtype(self, case, dtype, half):
         arguments = case.arguments(dtype)
         paths, exact = Paths(case, arguments), in_double(arguments)
         self.check(case, arguments, half, paths.values(), case.op.reference(**exact))
         self.check(case, arguments, half, paths.tangents(), Paths(case, exact).dual().tangent)
 
-    @pytest.mark.parametrize("case", [case for case in AUTOCAST if case in FIRST], ids=str)
-    @pytest.mark.parametrize("half", HALF, ids=name_of)
-    @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=name_of)
+    @pytest.mark.parametrize("case", in_programs(case for case in AUTOCAST if case in FIRST), ids=str)
+    @pytest.mark.parametrize(("dtype", "half"), SQUARE, ids=name_of)
     def test_compiled(self, case, dtype, half, fresh_compiler):
         arguments = case.arguments(dtype)
         self.check(case, arguments, half, Paths(case, arguments).compiled(), case.op.reference(**in_double(arguments)))

@@ -177,6 +177,7 @@ def difference(ours, expected):
     return max((a - b).abs().max() for a, b in zip(ours, expected, strict=True)) / largest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lengths", "options"), problems())
 @pytest.mark.parametrize("kind", ["DDP", "FSDP2", "summed"])
 def test_gradient_is_that_of_the_big_batch(results, kind, lengths, options):
@@ -189,6 +190,7 @@ def test_gradient_is_that_of_the_big_batch(results, kind, lengths, options):
             assert difference(ours, expected) < 1e-13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["DDP", "FSDP2"])
 def test_mean_of_means_is_another_gradient(results, kind):
     expected = gradient_of_the_big_batch("unequal", "plain")
@@ -196,6 +198,7 @@ def test_mean_of_means_is_another_gradient(results, kind):
         assert difference(process["naive", kind], expected) > 0.1
 
 
+@pytest.mark.slow
 def test_counts_of_two_processes(results):
     expected = {
         "float": torch.tensor(3.5),
@@ -308,6 +311,7 @@ TORCHRUN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("environment", "processes"), [({}, 2), (TORCHRUN, 1)])
 def test_example(environment, processes):
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment

@@ -34,7 +34,7 @@ def load(name):
 def test_sample(page, code, tmp_path, monkeypatch, capsys):
     for library in re.findall(r"^import (keras|optax)", code, re.MULTILINE):
         monkeypatch.setenv("KERAS_BACKEND", "torch")
-        pytest.importorskip(library, reason=f"{library} is not installed: `make peers` installs it")
+        pytest.importorskip(library, reason=f"{library} is not installed: docs/peers.py says how")
     monkeypatch.chdir(tmp_path)
     check_python(code, tmp_path, capsys)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "char_language_model.py"
 NUMBER = r"([+-]?[\d.]+(?:e[+-]\d+)?)"
 
