@@ -77,11 +77,11 @@ class CrossEntropyProgram : public RowProgram<T, A> {
   void conclude(const Rows& of, State<rows>& state, Terms<rows>& terms) const {
     const bool plain = !smooths_ && !has_probabilities_ && work_.class_mask == nullptr;
     if (of.any_kept()) plain ? conclude_kept<true>(of, state, terms) : conclude_kept<false>(of, state, terms);
-    for (std::int64_t w = 0, at = of.position() - begin_; w < of.count(); ++w, ++at) {
-      const bool kept = of.kept(w);
-      if (mode != CrossEntropyMode::Backward) work_.loss[at] = kept ? terms.loss[w] : A(0);
-      if (mode != CrossEntropyMode::Backward && work_.softmax != nullptr) {
-        work_.softmax[at] = kept ? Softmax<A>{state.max[w], state.sum[w]} : Softmax<A>{0, 1};
+    if constexpr (mode != CrossEntropyMode::Backward) {
+      const auto first = of.position() - begin_;
+      for (std::int64_t w = 0; w < of.count(); ++w) work_.loss[first + w] = of.kept(w) ? terms.loss[w] : A(0);
+      for (std::int64_t w = 0; work_.softmax != nullptr && w < of.count(); ++w) {
+        work_.softmax[first + w] = of.kept(w) ? Softmax<A>{state.max[w], state.sum[w]} : Softmax<A>{0, 1};
       }
     }
   }

@@ -14,7 +14,7 @@ class RowDriver {
  public:
   RowDriver(const RowKernel<Work, Mode>& kernel, const Work& work, Mode mode, std::int64_t rows)
       : kernel_(kernel), work_(work), mode_(mode), rows_(rows) {
-    parts_ = rows <= kFewRows ? kernel.parts(work, mode) : 1;
+    parts_ = rows <= kFewRows && work.classes >= kLongRow ? kernel.parts(work, mode) : 1;
     const auto at_once = kernel.rows_at_once(work, mode);
     const auto elements_at_once = at_once * std::max(work.classes, kFewClasses);
     task_rows_ = parts_ > 1 ? std::max<std::int64_t>(1, rows)
@@ -45,8 +45,9 @@ class RowDriver {
 
  private:
   static constexpr std::int64_t kElementsPerTask = 1 << 16;
-  static constexpr std::int64_t kFewRows = 32;     // which threads share where each is long
-  static constexpr std::int64_t kFewClasses = 16;  // fewer count as so many, for what each row costs besides
+  static constexpr std::int64_t kFewRows = 32;       // which threads share where each is long,
+  static constexpr std::int64_t kLongRow = 1 << 15;  // which is of so many classes
+  static constexpr std::int64_t kFewClasses = 16;    // fewer count as so many, for what each row costs besides
 
   void run_steps(const Work& work) const {
     const auto size = kernel_.memory_size(work, mode_);

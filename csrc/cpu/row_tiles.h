@@ -18,8 +18,8 @@ struct TileShape {
   explicit TileShape(const RowOperands<T>& operands) {
     const auto contiguous = [](const auto& operand) { return operand.data != nullptr && operand.stride == 1; };
     transposes = contiguous(operands.input) || contiguous(operands.output) || contiguous(operands.second);
-    const auto classes = std::max<std::int64_t>(1, operands.classes), block_size = transposes ? kRowBlock : kBlock;
-    block = classes <= 2 * block_size ? classes : block_size;
+    const auto classes = std::max<std::int64_t>(1, operands.classes);
+    block = classes <= 2 * kTileBlock ? classes : kTileBlock;
     if constexpr (Program::kKeeps != Keeps::Nothing) {
       const bool both = Program::kKeeps == Keeps::Inputs && operands.second.data != nullptr;
       const auto most = kTile / (classes * (both ? 2 : 1));
@@ -31,14 +31,15 @@ struct TileShape {
   }
 
  private:
-  static constexpr std::int64_t kTile = 1 << 17;              // elements that stay in the L2 cache
-  static constexpr std::int64_t kBlock = 16, kRowBlock = 32;  // classes; the latter where they are contiguous
+  static constexpr std::int64_t kTile = 1 << 17;  // elements that stay in the L2 cache
+  static constexpr std::int64_t kTileBlock = 32;  // classes
   static constexpr std::int64_t kFewLanes = 32, kTiles = 16;
 };
 
 // The memory that tiles are computed in; null with what is not used.
 template <class T, class A>
 struct TileScratch {
+  A* results;             // [classes, lanes] of a block; apart from what is kept, which would be written once more
   A *inputs, *second;     // [classes, lanes], of a block or of all that is kept
   A* transposed;          // [lanes, classes] of a block
   A* references;          // [blocks, lanes]: what the exponentials that are kept are relative to
@@ -54,6 +55,8 @@ struct TileScratch {
     };
     const bool keeps_inputs = shape.keeps && Program::kKeeps == Keeps::Inputs;
     take(inputs, true, shape.keeps ? operands.classes : shape.block);
+    take(results, shape.keeps && shape.block < operands.classes, shape.block);
+    if (!shape.keeps || shape.block >= operands.classes) results = inputs;
     take(second, Program::kHasSecond && operands.second.data != nullptr, keeps_inputs ? operands.classes : shape.block);
     take(transposed, shape.transposes, shape.block);
     take(references, shape.keeps && shape.block < operands.classes, operands.classes / shape.block + 1);
@@ -99,9 +102,9 @@ class RowTiles {
   bool kept(std::int64_t w) const { return kept_[w]; }
 
   bool allowed(std::int64_t w, std::int64_t c) const {
-    if (operands_.causal && c >= program_.end(row_[w])) return false;
+    if (operands_.causal && c >= program_.end(row(w))) return false;
     if (operands_.mask.data == nullptr) return true;
-    return operands_.mask.data[operands_.rows.offsets(row_[w])[operands_.mask.index] + c * operands_.mask.stride];
+    return operands_.mask.data[operands_.rows.offsets(row(w))[operands_.mask.index] + c * operands_.mask.stride];
   }
 
   void log(const A* from, A* to) const {
@@ -110,7 +113,7 @@ class RowTiles {
 
   // Of what is kept: whether there is NaN among the inputs.
   bool has_nan(std::int64_t w) const {
-    const T* input = operands_.input.at(operands_.rows.offsets(row_[w]));
+    const T* input = operands_.input.at(operands_.rows.offsets(row(w)));
     for (std::int64_t c = 0; c < operands_.classes; ++c) {
       if (std::isnan(static_cast<A>(input[c * operands_.input.stride])) && allowed(w, c)) return true;
     }
@@ -208,8 +211,8 @@ class RowTiles {
         for (int k = 0; k < count; ++k) lanes[k] = V::loadu(sums[k] + w);
         for (auto i = begin; i < end; ++i) {
           if constexpr (fetches) {
-            if constexpr (Program::kVisitsInput) __builtin_prefetch(next_inputs_.at(i, w));
-            if (Program::kHasSecond && next_second_.data != nullptr) __builtin_prefetch(next_second_.at(i, w));
+            if constexpr (Program::kVisitsInput) __builtin_prefetch(next_inputs_.at(i, w), 0, 2);
+            if (Program::kHasSecond && next_second_.data != nullptr) __builtin_prefetch(next_second_.at(i, w), 0, 2);
           }
           const auto terms = term(At{i, w});
           for (int k = 0; k < count; ++k) lanes[k] = lanes[k] + terms[k];
@@ -303,13 +306,12 @@ class RowTiles {
 
   void split() {
     parts_ = 0;
-    for (std::int64_t w = 0; w < count_; ++w) row_[w] = operands_.row(position_ + w);
     for (std::int64_t lane = 0; lane < count_; lane += part_[parts_++].count) {
-      const auto first = row_[lane];
+      const auto first = row(lane);
       auto together = std::min(count_ - lane, inner_ - first % inner_);
       if (operands_.listed != nullptr) {
         std::int64_t w = 1;
-        while (w < together && row_[lane + w] == first + w) ++w;
+        while (w < together && row(lane + w) == first + w) ++w;
         together = w;
       }
       part_[parts_] = {lane, together, operands_.rows.offsets(first)};
@@ -317,13 +319,18 @@ class RowTiles {
     one_part_ = parts_ == 1 && count_ == width_;
   }
 
+  std::int64_t row(std::int64_t w) const { return operands_.row(position_ + w); }
+
   void read_program() {
-    std::int64_t kept = 0, chosen = 0;
-    for (std::int64_t w = 0; w < width_; ++w) {
-      kept_[w] = w < count_ && !program_.skipped(position_ + w);
-      chosen_[w] = w < count_ ? program_.chosen(position_ + w) : -1;
-      kept += kept_[w], chosen += chosen_[w] >= 0;
+    std::int64_t kept = 0, chosen = 0, skipped[kPadded];  // apart from bool, stores of which might change anything
+    for (std::int64_t w = 0; w < count_; ++w) {
+      skipped[w] = program_.skipped(position_ + w);
+      chosen_[w] = program_.chosen(position_ + w);
+      kept += 1 - skipped[w], chosen += chosen_[w] >= 0;
     }
+    for (std::int64_t w = 0; w < count_; ++w) kept_[w] = skipped[w] == 0;
+    std::fill(kept_ + count_, kept_ + width_, false);
+    std::fill(chosen_ + count_, chosen_ + width_, -1);
     any_kept_ = kept > 0, all_kept_ = kept == count_, any_chosen_ = chosen > 0;
   }
 
@@ -415,7 +422,7 @@ class RowTiles {
         }
       }
       for (std::int64_t w = 0; operands_.causal && w < count_; ++w) {
-        if (c + i >= program_.end(row_[w])) lane[w] = 0;
+        if (c + i >= program_.end(row(w))) lane[w] = 0;
       }
       std::fill(lane + count_, lane + width_, 0);
     }
@@ -447,8 +454,8 @@ class RowTiles {
   Lines<T> next(const RowOperand<const T>& operand, std::int64_t c, std::int64_t n) const {
     const bool transposed = operand.stride == 1;
     if (c + n < operands_.classes) return {operand.at(part_[0].offsets) + (c + n) * operand.stride, operand.stride};
-    const auto row = position_ + count_ < operands_.count ? operands_.row(position_ + count_) : row_[0];
-    return {operand.at(operands_.rows.offsets(row)), transposed ? lanes_ : operand.stride};
+    const auto after = position_ + count_ < operands_.count ? operands_.row(position_ + count_) : row(0);
+    return {operand.at(operands_.rows.offsets(after)), transposed ? lanes_ : operand.stride};
   }
 
   void visit(std::int64_t c, std::int64_t n) {
@@ -475,10 +482,10 @@ class RowTiles {
   void write(std::int64_t c, std::int64_t n) {
     constexpr bool keeps_inputs = Program::kKeeps == Keeps::Inputs;
     const bool single = n == operands_.classes;
-    A* out = scratch_.inputs + (shape_.keeps ? c * lanes_ : 0);
+    A* kept_inputs = scratch_.inputs + (shape_.keeps ? c * lanes_ : 0);
     WriteBlock<kept> block(*this, c, n);
     const bool has_inputs = kept || (keeps_inputs && Program::kVisitsInput && shape_.keeps);
-    block.inputs_ = has_inputs ? Lines<A>{out, lanes_} : load_inputs(c, n, block.mask_);
+    block.inputs_ = has_inputs ? Lines<A>{kept_inputs, lanes_} : load_inputs(c, n, block.mask_);
     if (Program::kHasSecond && operands_.second.data != nullptr) {
       block.second_ = keeps_inputs && shape_.keeps  ? Lines<A>{scratch_.second + c * lanes_, lanes_}
                       : single && program_.visits() ? seconds_
@@ -499,9 +506,9 @@ class RowTiles {
       }
     }
     block.kept_rows_ = all_kept_ ? nullptr : kept_;
-    block.out_ = out;
+    block.out_ = scratch_.results;
     program_.write(block, state_, terms_);
-    store_block(c, n, out);
+    store_block(c, n, scratch_.results);
   }
 
   void write_zeros(std::int64_t c, std::int64_t n) {
@@ -553,7 +560,7 @@ class RowTiles {
   Part part_[kLanes];
   bool one_part_ = false, any_kept_ = false, all_kept_ = false, any_chosen_ = false;
   Lines<A> seconds_;  // of the block that was visited last
-  std::int64_t row_[kLanes], chosen_[kPadded];
+  std::int64_t chosen_[kPadded];
   bool kept_[kPadded];
   alignas(64) State state_;
   alignas(64) Terms terms_;

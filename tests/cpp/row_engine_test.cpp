@@ -1,5 +1,5 @@
-// What the row kernels of the CPU can do that no op asks for yet: rows by a list, a gradient over its logits, and states
-// beside a gradient; each for rows that are visited in blocks, in tiles, and in parts.
+// What the row kernels of the CPU can do that no op asks for yet: rows by a list, a gradient over its logits, and
+// states beside a gradient; each for rows that are visited in blocks, in tiles, and in parts.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -120,11 +120,11 @@ TEST_P(RowEngineTest, RowsByAList) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, RowEngineTest,
-                         testing::Values(std::tuple(60, 300, false),   // in one block each
-                                         std::tuple(9, 5000, false),   // in three blocks
-                                         std::tuple(300, 7, false),    // in tiles, transposed
-                                         std::tuple(300, 40, true),    // in tiles, in place
-                                         std::tuple(150, 3000, true),  // the same, exponentials made twice
+                         testing::Values(std::tuple(60, 300, false),     // in one block each
+                                         std::tuple(9, 5000, false),     // in three blocks
+                                         std::tuple(300, 7, false),      // in tiles, transposed
+                                         std::tuple(300, 40, true),      // in tiles, in place
+                                         std::tuple(150, 3000, true),    // the same, exponentials made twice
                                          std::tuple(3, 40000, false)));  // in parts
 
 }  // namespace

@@ -57,6 +57,38 @@ def test_paths(shape, reduction, dtype, targets, threads):
     assert (gradient.movedim(1, -1)[~mask] == 0).all()
 
 
+@pytest.mark.parametrize("shape", [(3, 40000), (2, 70, 600), (2, 2100, 600), (300, 7)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_paths_of_softmax(name, shape, dtype, masked, threads):
+    # Threads share each row; classes apart in memory, kept and visited twice; classes contiguous, and few.
+    x = torch.randn(shape).to(dtype)
+    mask = torch.rand(shape) < 0.7 if masked else torch.ones(shape, dtype=torch.bool)
+    function, poisoned = getattr(masked_loss, name), x.masked_fill(~mask, torch.nan)
+    upstream = torch.randn(function(x, dim=1).shape).to(dtype)
+
+    def ours():
+        leaf = poisoned.clone().requires_grad_()
+        result = function(leaf, mask if masked else None, 1)
+        return result.detach(), torch.autograd.grad(result, leaf, upstream)[0]
+
+    results = []
+    for count in (1, 3):
+        with threads(count):
+            results.append(ours())
+    for a, b in zip(results[0], results[1], strict=True):
+        assert_same_bits(a, b)
+    leaf = x.double().masked_fill(~mask, -torch.inf).requires_grad_()
+    expected = getattr(torch, name)(leaf, 1)
+    kept = mask if expected.shape == x.shape else torch.ones_like(expected, dtype=torch.bool)
+    (gradient,) = torch.autograd.grad(expected, leaf, upstream.double().where(kept, 0))
+    tolerance = {torch.float32: 2e-5, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(results[0][0].double(), expected.detach(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(results[0][1].double(), gradient.where(mask, 0), rtol=tolerance, atol=tolerance)
+    assert (results[0][1][~mask] == 0).all()
+
+
 def test_memory_of_large_outputs_is_reused():
     x = torch.randn(2011, 1013)  # a size that no other test leaves a block of
     first = masked_loss.masked_fill(x, x > 0, 0.0)
