@@ -110,8 +110,12 @@ struct CrossEntropyWork {
   const A* coefficient;       // [N]
   A label_smoothing;
   A z_loss;
-  A* loss;              // [N], written forward
-  Softmax<A>* softmax;  // [N] or null; written forward, read backward
+  A* loss;                     // [N], written forward
+  Softmax<A>* softmax;         // [N] or null; written forward, read backward
+  const std::int64_t* listed;  // [count] of the rows, which alone are visited: N is their count then; null: all
+  std::int64_t listed_count;
+
+  std::int64_t count() const { return listed == nullptr ? rows.count : listed_count; }
 };
 
 }  // namespace masked_loss

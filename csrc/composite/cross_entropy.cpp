@@ -222,6 +222,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& target, co
 
 std::tuple<Tensor, Tensor> forward_grad(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                                         const CrossEntropyOptions& options) {
+  const at::NoGradGuard no_graph;
   Tensor loss;
   const auto composite = [&](const std::vector<Tensor>& leaves) {
     return composite_cross_entropy(leaves[0], target, mask, options);

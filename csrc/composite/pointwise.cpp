@@ -244,6 +244,7 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
 
 std::tuple<Tensor, Tensor, Tensor> forward_grad(const Tensor& input, const Tensor& target, const OptionalTensor& other,
                                                 const OptionalTensor& mask, const PointwiseOptions& options) {
+  const at::NoGradGuard no_graph;
   Tensor loss;
   const auto [gradient, other_gradient] = gradients_of({"_pointwise", input, target, other, mask, options}, {}, &loss);
   return {loss, gradient, other_gradient};

@@ -74,37 +74,9 @@ A max_of(const A* x, std::int64_t n) {
   return max_lanes(larger(larger(max0, max1), larger(max2, max3)));
 }
 
-// Σ exp(x - max); with Store, each of them goes to `out`. `ahead` and `also` are what is read next: it is fetched while
-// the exponentials keep the core busy.
-template <bool Store, class A>
-A exp_sum(const A* x, A* out, std::int64_t n, A max, const Ahead& ahead = {}, const Ahead& also = {}) {
-  using V = Vectorized<A>;
-  const V shift(max);
-  V sum0(0), sum1(0);
-  std::int64_t i = 0;
-  for (; i + 2 * V::size() <= n; i += 2 * V::size()) {
-    ahead.fetch(i, 2 * V::size());
-    also.fetch(i, 2 * V::size());
-    const V e0 = exp_of_negative(V::loadu(x + i) - shift), e1 = exp_of_negative(V::loadu(x + i + V::size()) - shift);
-    if constexpr (Store) {
-      e0.store(out + i);
-      e1.store(out + i + V::size());
-    }
-    sum0 = sum0 + e0;
-    sum1 = sum1 + e1;
-  }
-  for (; i < n; i += V::size()) {
-    const auto lanes = std::min<std::int64_t>(V::size(), n - i);
-    const V e = exp_of_negative(V::loadu(x + i, lanes) - shift);
-    if constexpr (Store) e.store(out + i, lanes);
-    sum0 = V::set(sum0, sum0 + e, lanes);
-  }
-  return sum_lanes(sum0 + sum1);
-}
-
 // Takes value(position, lanes) for each vector of a row of T, computed in A, and stores it.
 template <bool past_cache, class A, class T, class Value>
-void store_vectors(T* out, std::int64_t n, const Value& value) {
+C10_ALWAYS_INLINE void store_vectors(T* out, std::int64_t n, const Value& value) {
   using V = Vectorized<A>;
   constexpr std::int64_t size = V::size();
   const auto store_part = [&](std::int64_t i, std::int64_t lanes) {
@@ -130,18 +102,6 @@ void store_vectors(T* out, std::int64_t n, const Value& value) {
     }
   }
   if (i < n) store_part(i, n - i);
-}
-
-// Whether what a kernel writes is more than a cache holds.
-template <template <class, class> class Work, class T, class A>
-bool past_cache(const Work<T, A>& work) {
-  return work.rows.count * work.classes * static_cast<std::int64_t>(sizeof(T)) >= kPastCache;
-}
-
-// Where the next cache line begins.
-template <class A>
-A* next_line(A* scratch) {
-  return reinterpret_cast<A*>((reinterpret_cast<std::uintptr_t>(scratch) + 63) / 64 * 64);
 }
 
 }  // namespace

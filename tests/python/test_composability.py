@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.autograd.functional import hessian, jacobian
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
@@ -101,6 +102,35 @@ def except_blocked(what):
 
 def negate_gradient(leaf):
     leaf.grad.neg_()
+
+
+class WithoutKernels(TorchDispatchMode):
+    """Calls an op as a device does for which there are no kernels: by those that are registered for all of them."""
+
+    KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.MPS)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "masked_loss":
+            return function.redispatch(self.KEYS, *args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+class TestDevicesWithoutKernels:
+    @every_case
+    @pytest.mark.parametrize("inference", [False, True], ids=["autograd", "inference"])
+    def test_value(self, case, inference):
+        arguments = case.arguments()
+        expected = case.op.function(**arguments)
+        with torch.inference_mode(inference), WithoutKernels():
+            result = case.op.function(**arguments)
+        assert_close(result, expected)
+
+    @every_differentiable_case
+    def test_gradients(self, case):
+        problem = Problem(case)
+        with WithoutKernels():
+            gradients = problem.gradients()
+        assert_close(gradients, problem.gradients(problem.reference))
 
 
 class TestAutograd:

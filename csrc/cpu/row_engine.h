@@ -1,0 +1,135 @@
+#pragma once
+
+// Only for kernel files, as row_program.h: a row kernel from row programs.
+#include "cpu/row_blocks.h"
+#include "cpu/row_kernel.h"
+#include "cpu/row_tiles.h"
+
+namespace masked_loss::cpu::CPU_CAPABILITY {
+namespace {
+
+// `Programs` is a family: with(work, mode, begin, body) calls body(program), a program that knows of a plan what begins
+// with the row at `begin`; Programs::operands(work) are RowOperands.
+template <class Programs>
+class RowEngine {
+ public:
+  using Work = typename Programs::Work;
+  using Mode = typename Programs::Mode;
+
+  static constexpr RowKernel<Work, Mode> kernel() {
+    return {run, scratch_size, rows_at_once, parts, memory_size, step};
+  }
+
+ private:
+  template <class Program>
+  static bool in_blocks(const Program&, const RowOperands<typename Program::T>& operands) {
+    return operands.classes > Program::kSmallClasses && operands.contiguous();
+  }
+
+  // Calls body(program, operands, whether rows are visited in blocks).
+  template <class Body>
+  static auto with(const Work& work, Mode mode, std::int64_t begin, const Body& body) {
+    return Programs::with(work, mode, begin, [&](const auto& program) {
+      const auto operands = Programs::operands(work);
+      return body(program, operands, in_blocks(program, operands));
+    });
+  }
+
+  static std::int64_t in_lines(std::int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+  template <class Program>
+  static std::int64_t references_size(const RowOperands<typename Program::T>& operands) {
+    return in_lines(RowBlocks<Program>::blocks(operands) * sizeof(typename Program::A));
+  }
+
+  static void run(const Work& work, Mode mode, std::int64_t begin, std::int64_t end, char* scratch) {
+    with(work, mode, begin, [&]<class Program>(const Program& program, const auto& operands, bool blocks) {
+      using A = typename Program::A;
+      if (!blocks) {
+        RowTiles<Program>(program, operands, scratch)(begin, end);
+      } else {
+        using Row = RowBlocks<Program>;
+        auto* references = reinterpret_cast<A*>(scratch);
+        const bool keeps_row = Row::keeps_row(operands);
+        auto* kept = keeps_row ? reinterpret_cast<A*>(scratch + references_size<Program>(operands)) : nullptr;
+        const auto last = Row::blocks(operands);
+        Row row(program, operands, kept);
+        for (auto p = begin; p < end; ++p) {
+          row(p);
+          typename Row::State state;
+          typename Row::Terms terms;
+          row.visit(0, last, state, references);
+          row.conclude(state, terms);
+          row.write(0, last, state, terms, references);
+        }
+      }
+      finish_stores();
+    });
+  }
+
+  static std::int64_t scratch_size(const Work& work, Mode mode) {
+    return with(work, mode, 0, []<class Program>(const Program&, const auto& operands, bool blocks) {
+      if (!blocks) return RowTiles<Program>::scratch_size(operands);
+      const bool keeps_row = RowBlocks<Program>::keeps_row(operands);
+      const auto row = keeps_row ? operands.classes * std::int64_t(sizeof(typename Program::A)) : 0;
+      return references_size<Program>(operands) + row;
+    });
+  }
+
+  static std::int64_t rows_at_once(const Work& work, Mode mode) {
+    return with(work, mode, 0, []<class Program>(const Program&, const auto& operands, bool blocks) {
+      return blocks ? 1 : RowTiles<Program>::lanes(operands);
+    });
+  }
+
+  static std::int64_t parts(const Work& work, Mode mode) {
+    return with(work, mode, 0, []<class Program>(const Program&, const auto& operands, bool blocks) {
+      return blocks ? (RowBlocks<Program>::blocks(operands) + kPart - 1) / kPart : 1;
+    });
+  }
+
+  // What is known of a row between the steps: its terms, the state of each part, and the references of its blocks.
+  template <class Program>
+  struct Memory {
+    using Row = RowBlocks<Program>;
+    typename Row::Terms* terms;
+    typename Row::State* states;
+    typename Program::A* references;
+    std::int64_t size;
+
+    Memory(const RowOperands<typename Program::T>& operands, char* data) {
+      const auto blocks = Row::blocks(operands), parts = (blocks + kPart - 1) / kPart;
+      const auto states_at = in_lines(sizeof(*terms)), references_at = states_at + in_lines(parts * sizeof(*states));
+      terms = reinterpret_cast<typename Row::Terms*>(data);
+      states = reinterpret_cast<typename Row::State*>(data + states_at);
+      references = reinterpret_cast<typename Program::A*>(data + references_at);
+      size = references_at + references_size<Program>(operands);
+    }
+  };
+
+  static std::int64_t memory_size(const Work& work, Mode mode) {
+    return with(work, mode, 0, []<class Program>(const Program&, const auto& operands, bool) {
+      return Memory<Program>(operands, nullptr).size;
+    });
+  }
+
+  static void step(const Work& work, Mode mode, RowStep step, std::int64_t row, std::int64_t part, char* memory) {
+    with(work, mode, 0, [&]<class Program>(const Program& program, const auto& operands, bool) {
+      RowBlocks<Program> blocks(program, operands, nullptr);
+      blocks(row);
+      const Memory<Program> known(operands, memory);
+      const auto begin = part * kPart, last = RowBlocks<Program>::blocks(operands), end = std::min(last, begin + kPart);
+      auto& state = known.states[0];
+      switch (step) {
+        case RowStep::Visit: return blocks.visit(begin, end, known.states[part], known.references);
+        case RowStep::Conclude:
+          for (std::int64_t other = 1; other * kPart < last; ++other) program.merge(state, known.states[other]);
+          return blocks.conclude(state, *known.terms);
+        case RowStep::Write: blocks.write(begin, end, state, *known.terms, known.references); return finish_stores();
+      }
+    });
+  }
+};
+
+}  // namespace
+}  // namespace masked_loss::cpu::CPU_CAPABILITY
