@@ -91,7 +91,7 @@ def clang():
         results = list(pool.map(read, commands))
     failed = [(e["output"], r.stderr) for e, r in zip(commands, results, strict=True) if r.returncode != 0]
     for name, errors in failed:
-        print(f"{name}\n{errors[-3000:]}")
+        print(f"{name}\n{errors[:3000]}")
     version = subprocess.check_output([compiler, "--version"], text=True).splitlines()[0]
     print(f"{len(commands)} sources, {len(failed)} failed: {version}" if failed else
           f"{len(commands)} sources passed: {version}")  # fmt: skip
