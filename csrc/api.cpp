@@ -2,10 +2,10 @@
 
 #include "common/cross_entropy_ops.h"
 #include "common/masked_fill_ops.h"
-#include "composite/masks.h"
 #include "common/pointwise_ops.h"
 #include "common/reductions_ops.h"
 #include "common/softmax_ops.h"
+#include "composite/masks.h"
 
 namespace masked_loss {
 

@@ -9,8 +9,8 @@ namespace masked_loss {
 
 namespace {
 
-void check_pointwise_options(const char* op, c10::SymIntArrayRef shape, const Tensor& input,
-                             const OptionalTensor& mask, const PointwiseOptions& options) {
+void check_pointwise_options(const char* op, c10::SymIntArrayRef shape, const Tensor& input, const OptionalTensor& mask,
+                             const PointwiseOptions& options) {
   const auto& [reduction, loss, weight, sample_weight, normalizer, numbers] = options;
   const auto number = static_cast<std::int64_t>(reduction);
   TORCH_CHECK_VALUE(number >= 0 && number <= static_cast<std::int64_t>(Reduction::BatchMean), op,

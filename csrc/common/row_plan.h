@@ -20,7 +20,7 @@ struct Row {
 
 // Everything that decides whether a row counts, and for how much; the one home of what a mask means.
 template <class A>
-struct RowArgumentsView {
+struct RowRule {
   const void* target;
   int target_bytes;  // 1 uint8, 4 int32, 8 int64
   const void* mask;  // null: every row is kept
@@ -54,7 +54,7 @@ MASKED_LOSS_HD bool load_mask(const void* data, int bytes, std::int64_t offset) 
 }
 
 template <class A>
-MASKED_LOSS_HD Row<A> resolve_row(const RowArgumentsView<A>& view, std::int64_t target_offset, std::int64_t mask_offset,
+MASKED_LOSS_HD Row<A> resolve_row(const RowRule<A>& view, std::int64_t target_offset, std::int64_t mask_offset,
                                   std::int64_t weight_offset, std::int64_t class_mask_offset) {
   const Row<A> masked{RowState::Masked, -1, 0, 0};
   if (view.mask != nullptr && !load_mask(view.mask, view.mask_bytes, mask_offset)) return masked;

@@ -37,7 +37,7 @@ struct RowView {
 
   const RowArguments& arguments;
   const at::DimVector sizes;  // of the rows
-  RowArgumentsView<A> view;
+  RowRule<A> view;
   Rows<4> rows;  // offsets of target, mask, sample weight and class mask
 
   Tensor target;  // the class indices; one that all rows share with class probabilities

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "common/cross_entropy_work.h"
+#include "common/cross_entropy_operands.h"
 #include "cpu/cross_entropy_kernel.h"
 #include "cpu/row_driver.h"
 

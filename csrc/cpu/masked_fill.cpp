@@ -2,8 +2,8 @@
 #include <ATen/ops/ne.h>
 #include <torch/library.h>
 
-#include "cpu/huge_pages.h"
 #include "common/masked_fill_ops.h"
+#include "cpu/huge_pages.h"
 #include "cpu/masked_fill_kernel.h"
 
 namespace masked_loss::cpu {

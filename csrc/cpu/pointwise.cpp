@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "cpu/huge_pages.h"
 #include "common/pointwise_operands.h"
+#include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
 #include "cpu/pointwise_kernel.h"
 

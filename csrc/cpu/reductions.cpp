@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "common/host_device.h"
-#include "cpu/huge_pages.h"
 #include "common/reductions_operands.h"
+#include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
 #include "cpu/reductions_kernel.h"
 
@@ -130,7 +130,7 @@ void reduce(const MomentsWork<T>& work, const Destination<A>& to) {
   constexpr std::int64_t few = 8;  // lanes
   const auto last = work.kept.dims - 1, reduced = work.reduced.dims - 1;
   const bool contiguous = last >= 0 && work.kept.strides[0][last] == 1 && reduced >= 0 &&
-                      work.reduced.strides[0][reduced] != 1 && work.kept.sizes[last] >= few;
+                          work.reduced.strides[0][reduced] != 1 && work.kept.sizes[last] >= few;
   const bool fills_lanes = contiguous && work.kept.sizes[last] >= kMomentTileElements;
   // Along a line vectors take less from half of that on.
   const bool is_line = reduced >= 0 && work.reduced.strides[0][reduced] == 1;

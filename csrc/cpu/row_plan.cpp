@@ -26,8 +26,8 @@ struct ChunkSum {
 
 // Calls take(row, what it resolves to), row after row, and returns it, as std::for_each does.
 template <class A, class Take>
-C10_ALWAYS_INLINE Take resolve_rows(const RowArgumentsView<A>& view, const Rows<4>& rows, std::int64_t begin,
-                                    std::int64_t end, Take take) {
+C10_ALWAYS_INLINE Take resolve_rows(const RowRule<A>& view, const Rows<4>& rows, std::int64_t begin, std::int64_t end,
+                                    Take take) {
   const auto inner = rows.dims == 0 ? 1 : rows.sizes[rows.dims - 1];
   std::int64_t steps[4] = {};
   for (int k = 0; k < 4 && rows.dims > 0; ++k) steps[k] = rows.strides[k][rows.dims - 1];
@@ -50,7 +50,7 @@ Take read_rows(const RowView<A>& from, std::int64_t begin, std::int64_t end, con
       view.mask_bytes > 1) {
     return resolve_rows(view, from.rows, begin, end, take);
   }
-  RowArgumentsView<A> usual{};
+  RowRule<A> usual{};
   usual.target = view.target;
   usual.target_bytes = 8;
   usual.classes = view.classes;

@@ -1,8 +1,8 @@
 #include <ATen/Dispatch.h>
 
 #include "common/host_device.h"
+#include "common/softmax_operands.h"
 #include "cpu/huge_pages.h"
-#include "common/softmax_inner.h"
 #include "cpu/row_driver.h"
 #include "cpu/softmax_kernel.h"
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "common/softmax_work.h"
+#include "common/softmax.h"
 #include "cpu/capability.h"
 #include "cpu/kernel_table.h"
 #include "cpu/row_kernel.h"

@@ -1,7 +1,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
-#include "common/cross_entropy_work.h"
+#include "common/cross_entropy_operands.h"
 #include "cuda/cross_entropy_kernel.h"
 #include "cuda/dispatch.h"
 #include "cuda/row_plan.h"
@@ -22,8 +22,9 @@ class Run {
     call_.work = make_cross_entropy_work<T>(view, input, options, gradient);
     const auto& work = call_.work;
     const bool contiguous = work.logits_stride == 1 && work.gradient_stride == 1 && work.class_mask_stride == 1 &&
-                        work.probabilities_stride == 1;
-    regime_ = pick_cross_entropy_regime(mode, work.rows.count, work.classes, sizeof(T), contiguous, device.multiprocessors);
+                            work.probabilities_stride == 1;
+    regime_ =
+        pick_cross_entropy_regime(mode, work.rows.count, work.classes, sizeof(T), contiguous, device.multiprocessors);
   }
 
   bool lists_rows() const { return regime_.kind != CrossEntropyRegime::Lanes; }

@@ -651,8 +651,8 @@ CrossEntropyRegime pick_cross_entropy_regime(Mode mode, std::int64_t rows, std::
     CrossEntropyRegime regime{CrossEntropyRegime::Lanes, 0, 1, 1, !contiguous};
     const auto enough = [&] {
       return contiguous ? regime.lanes * 8 >= classes || regime.lanes == 32
-                    : regime.lanes * 4 >= classes || regime.lanes == most_lanes(element_bytes) ||
-                          rows * regime.lanes >= std::int64_t(multiprocessors) * 1024;
+                        : regime.lanes * 4 >= classes || regime.lanes == most_lanes(element_bytes) ||
+                              rows * regime.lanes >= std::int64_t(multiprocessors) * 1024;
     };
     while (!enough()) regime.lanes *= 2;
     return regime;

@@ -30,7 +30,7 @@ struct PlanChunk {
 // A is the dtype of weights and losses. Null pointers: not wanted.
 template <class A>
 struct RowPlanWork {
-  RowArgumentsView<A> view;
+  RowRule<A> view;
   Rows<4> rows;  // offsets of target, mask, sample weight and class mask
 
   Divisor divisor;

@@ -1,6 +1,6 @@
 #include <ATen/ops/empty_like.h>
 
-#include "common/softmax_inner.h"
+#include "common/softmax_operands.h"
 #include "cuda/dispatch.h"
 #include "cuda/softmax_kernel.h"
 #include "cuda/stream.h"
@@ -28,7 +28,7 @@ struct Backend {
     dispatch(operands.input.scalar_type(), [&](auto t, auto a) {
       const auto work = operands.work<decltype(t), decltype(a)>();
       const bool contiguous_classes = work.input_stride == 1 && work.grad_stride == 1 && work.result_stride == 1 &&
-                                  (work.mask_stride == 0 || work.mask_stride == 1);
+                                      (work.mask_stride == 0 || work.mask_stride == 1);
       const auto regime = pick_softmax_regime(pass, work.rows.count, work.classes, sizeof(t), contiguous_classes,
                                               contiguous_rows(work), device.multiprocessors);
       run_softmax(work, pass, regime, device.multiprocessors, device.stream);

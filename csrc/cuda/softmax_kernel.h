@@ -2,7 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "common/softmax_work.h"
+#include "common/softmax.h"
 
 namespace masked_loss::cuda {
 

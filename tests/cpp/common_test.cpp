@@ -149,18 +149,18 @@ TEST(RowPlan, ResolvesOneRow) {
   const bool mask[] = {true, false};
   const float weights[] = {2.0f, 0.0f}, class_weights[] = {1.0f, 0.5f, 1.0f, 1.0f};
   const std::uint8_t none_allowed[] = {0, 0, 0, 0};
-  RowArgumentsView<float> view{.target = targets,
-                               .target_bytes = 4,
-                               .mask = mask,
-                               .mask_bytes = 1,
-                               .sample_weight = weights,
-                               .weight = class_weights,
-                               .class_mask = nullptr,
-                               .class_mask_stride = 1,
-                               .class_mask_size = 4,
-                               .classes = 4,
-                               .ignored = {9},
-                               .ignored_count = 1};
+  RowRule<float> view{.target = targets,
+                      .target_bytes = 4,
+                      .mask = mask,
+                      .mask_bytes = 1,
+                      .sample_weight = weights,
+                      .weight = class_weights,
+                      .class_mask = nullptr,
+                      .class_mask_stride = 1,
+                      .class_mask_size = 4,
+                      .classes = 4,
+                      .ignored = {9},
+                      .ignored_count = 1};
   const auto kept = resolve_row(view, 0, 0, 0, 0);
   EXPECT_EQ(kept.state, RowState::Kept);
   EXPECT_EQ(kept.index, 1);

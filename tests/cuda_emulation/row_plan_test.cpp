@@ -83,8 +83,8 @@ class Problem {
 
   std::int64_t sequences() const { return of_.sequence_length == 0 ? 0 : of_.rows / of_.sequence_length; }
 
-  RowArgumentsView<A> view() {
-    RowArgumentsView<A> view{};
+  RowRule<A> view() {
+    RowRule<A> view{};
     view.target = target_.data();
     view.target_bytes = of_.target_bytes;
     view.mask = mask_.data();
