@@ -8,10 +8,10 @@
 #include <variant>
 
 #include "common/cross_entropy_ops.h"
-#include "composite/masks.h"
 #include "common/pointwise_ops.h"
 #include "common/reductions_ops.h"
 #include "common/softmax_ops.h"
+#include "composite/masks.h"
 
 namespace {
 
