@@ -2,7 +2,8 @@
 """What the tests of an optimised build by g++ cannot tell of the CPU's library; what cannot be run here says why.
 
 sanitize   The library and its Python module with the address and the undefined-behaviour sanitizer: the C++ tests, and
-           the Python tests of what reads and writes memory by itself.
+           the Python tests of what reads and writes memory by itself. Without vector instructions, whose masked loads
+           a sanitizer does not see.
 clang      clang reads every source by itself, for every instruction set; a warning is an error.
 """
 

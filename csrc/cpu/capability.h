@@ -11,7 +11,7 @@ inline constexpr std::int64_t kPastCache = 1 << 23;  // bytes; a larger output i
 }  // namespace masked_loss::cpu
 
 // A kernel file is compiled once for every instruction set, into a namespace named after it.
-#if defined(__x86_64__)
+#if defined(MASKED_LOSS_VECTORS)
 #define MASKED_LOSS_KERNELS(declaration) \
   namespace DEFAULT {                    \
   declaration;                           \
