@@ -13,7 +13,7 @@ namespace masked_loss {
 enum class Path {
   Composite,  // in ATen ops, which every transform of torch's differentiates
   Recorded,   // by a custom autograd function, which calls the inner ops
-  Plain,      // by the inner ops, below autograd
+  Plain,      // by the kernels of an op, below autograd: those of the inner ones, or of cross_entropy itself
 };
 
 // A custom autograd function cannot be differentiated by functorch.
