@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import tempfile
 from collections import Counter
 from contextlib import contextmanager
 
@@ -26,6 +27,11 @@ def pytest_configure(config):
     device = config.getoption("--device")
     if kernels_of(config) != "cpu":
         os.environ["MASKED_LOSS_CHECK"] = "1"  # the same IndexErrors as on the CPU; test_cuda_rules.py goes without
+    # torch finds a compiled program by the ops it was traced from, whatever these did when it was compiled: programs of
+    # another build of this library are none of ours. pytest-xdist's workers inherit it.
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        config.programs = tempfile.TemporaryDirectory(prefix="masked_loss_inductor_", ignore_cleanup_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.programs.name
     if device != "cpu":
         backends.require(device)
         torch.set_default_device(device)
