@@ -105,9 +105,9 @@ Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const L
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, Autograd, m) {
-  m.impl(CrossEntropy::name, CrossEntropy::kernel<cross_entropy>);
-  m.impl(CheckTargets::name, check_targets);
-  m.impl(LossNormalizer::name, LossNormalizer::kernel<loss_normalizer>);
+  impl<CrossEntropy, cross_entropy>(m);
+  impl<CheckTargets, check_targets>(m);
+  impl<LossNormalizer, loss_normalizer>(m);
   implement_inner(
       m, {CrossEntropyForward::name, CrossEntropyForwardGrad::name, CrossEntropyBackward::name, ScaleGradient_::name});
 }

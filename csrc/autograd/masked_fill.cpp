@@ -99,15 +99,15 @@ void count_fill_(Tensor& input, const Tensor& mask, const Value& value) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, ADInplaceOrView, m) {
-  m.impl("masked_fill_.Scalar", count_fill_<at::Scalar>);
-  m.impl("masked_fill_.Tensor", count_fill_<Tensor>);
+  impl<MaskedFill_<at::Scalar>, count_fill_<at::Scalar>>(m);
+  impl<MaskedFill_<Tensor>, count_fill_<Tensor>>(m);
 }
 
 TORCH_LIBRARY_IMPL(masked_loss, Autograd, m) {
-  m.impl("masked_fill.Scalar", fill<at::Scalar>);
-  m.impl("masked_fill.Tensor", fill<Tensor>);
-  m.impl("masked_fill_.Scalar", fill_<at::Scalar>);
-  m.impl("masked_fill_.Tensor", fill_<Tensor>);
+  impl<MaskedFill<at::Scalar>, fill<at::Scalar>>(m);
+  impl<MaskedFill<Tensor>, fill<Tensor>>(m);
+  impl<MaskedFill_<at::Scalar>, fill_<at::Scalar>>(m);
+  impl<MaskedFill_<Tensor>, fill_<Tensor>>(m);
 }
 
 }  // namespace masked_loss::autograd

@@ -75,9 +75,9 @@ Tensor logsumexp(const Tensor& given, const OptionalTensor& mask, const Logsumex
 
 TORCH_LIBRARY_IMPL(masked_loss, Autograd, m) {
   using enum SoftmaxKind;
-  m.impl("softmax", SoftmaxOp<Softmax>::kernel<softmax<Softmax>>);
-  m.impl("log_softmax", SoftmaxOp<LogSoftmax>::kernel<softmax<LogSoftmax>>);
-  m.impl(Logsumexp::name, Logsumexp::kernel<logsumexp>);
+  impl<SoftmaxOp<Softmax>, softmax<Softmax>>(m);
+  impl<SoftmaxOp<LogSoftmax>, softmax<LogSoftmax>>(m);
+  impl<Logsumexp, logsumexp>(m);
   implement_inner(m, {SoftmaxForward::name, SoftmaxBackward::name, LogsumexpForward::name, LogsumexpBackward::name});
 }
 

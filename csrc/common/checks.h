@@ -47,7 +47,7 @@ bool checks_values();
 // An integer mask holds 0 and 1 alone, where its values are read: on the CPU, and with MASKED_LOSS_CHECK=1 elsewhere. A
 // bool mask is not looked at: its bytes may be any. By an op, whose kernels the dispatcher finds beneath any wrapper.
 void check_mask_values(const char* op, const char* name, const OptionalTensor& mask);
-void check_readable_mask(std::string_view op, std::string_view name, const Tensor& mask);  // that kernel on the CPU
+void check_readable_mask(const Tensor& mask, std::string_view op, std::string_view name);  // that kernel on the CPU
 
 // One byte an element, which is what kernels read: it keeps where it is not 0. Not as bool, whose bytes a compiler
 // takes for 0 and 1, while a view of other memory may hold any.

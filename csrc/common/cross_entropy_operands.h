@@ -85,9 +85,9 @@ struct CrossEntropyOps {
 
   template <class Library>
   static void implement(Library& m) {
-    m.impl(CrossEntropy::name, CrossEntropy::kernel<loss>);
-    m.impl(CrossEntropyForward::name, CrossEntropyForward::kernel<loss_and_softmax>);
-    m.impl(CrossEntropyForwardGrad::name, CrossEntropyForwardGrad::kernel<loss_and_gradient>);
+    impl<CrossEntropy, loss>(m);
+    impl<CrossEntropyForward, loss_and_softmax>(m);
+    impl<CrossEntropyForwardGrad, loss_and_gradient>(m);
   }
 };
 

@@ -180,7 +180,7 @@ void check_mask_values(const char* op, const char* name, const OptionalTensor& m
   if (mask && is_integral(*mask)) call<CheckMask>(*mask, op, name);
 }
 
-void check_readable_mask(std::string_view op, std::string_view name, const Tensor& mask) {
+void check_readable_mask(const Tensor& mask, std::string_view op, std::string_view name) {
   if (!is_readable(mask) || mask.numel() == 0 || !holds_others(mask)) return;
   const auto [value, position] = first_other(mask);
   std::ostringstream hint;
@@ -204,11 +204,8 @@ void check_batched_mask(const Tensor& mask, std::string_view op, std::string_vie
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) {
-  m.impl(CheckMask::name,
-         [](const Tensor& mask, std::string_view op, std::string_view name) { check_readable_mask(op, name, mask); });
-}
+TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) { impl<CheckMask, check_readable_mask>(m); }
 
-TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) { m.impl(CheckMask::name, check_batched_mask); }
+TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) { impl<CheckMask, check_batched_mask>(m); }
 
 }  // namespace masked_loss

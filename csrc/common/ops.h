@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/CompileTimeFunctionPointer.h>
 
 #include <optional>
 #include <string>
@@ -34,12 +35,12 @@ struct DispatcherType {
   using type = const T&;
 };
 template <class T>
-  requires std::is_arithmetic_v<T>
+requires std::is_arithmetic_v<T>
 struct DispatcherType<T> {
   using type = T;
 };
 template <class T>
-  requires std::is_enum_v<T>
+requires std::is_enum_v<T>
 struct DispatcherType<T> {
   using type = std::int64_t;
 };
@@ -98,6 +99,15 @@ template <class Op, class... Arguments>
 auto call(Arguments&&... arguments) {
   static const auto op = find<Op>();
   return Op::call(op, std::forward<Arguments>(arguments)...);
+}
+
+// Registers `function` as a kernel of an op; that of an op with options takes them as a struct.
+template <class Op, auto function, class Library>
+requires requires { typename Op::Options; }
+void impl(Library& m) { m.impl(Op::name, TORCH_FN((Op::template kernel<function>))); }
+template <class Op, typename Op::Signature* function, class Library>
+void impl(Library& m) {
+  m.impl((std::string(Op::name) + (*Op::overload == 0 ? "" : ".") + Op::overload).c_str(), TORCH_FN(function));
 }
 
 }  // namespace masked_loss

@@ -257,9 +257,9 @@ void implement_pointwise(Library& m) {
   for_each_pointwise([&]<class Loss>() {
     using Op = PointwiseOp<Loss>;
     if constexpr (kHasVar<Loss>) {
-      m.impl(Loss::name, Op::template kernel<Op::template boxed_with_var<run>>);
+      impl<Op, Op::template boxed_with_var<run>>(m);
     } else {
-      m.impl(Loss::name, Op::template kernel<Op::template boxed<run>>);
+      impl<Op, Op::template boxed<run>>(m);
     }
   });
 }

@@ -133,10 +133,10 @@ struct SoftmaxInnerOps {
   }
 
   static void implement(torch::Library& m) {
-    m.impl(SoftmaxForward::name, SoftmaxForward::kernel<softmax_forward>);
-    m.impl(SoftmaxBackward::name, SoftmaxBackward::kernel<softmax_backward>);
-    m.impl(LogsumexpForward::name, LogsumexpForward::kernel<logsumexp_forward>);
-    m.impl(LogsumexpBackward::name, LogsumexpBackward::kernel<logsumexp_backward>);
+    impl<SoftmaxForward, softmax_forward>(m);
+    impl<SoftmaxBackward, softmax_backward>(m);
+    impl<LogsumexpForward, logsumexp_forward>(m);
+    impl<LogsumexpBackward, logsumexp_backward>(m);
   }
 };
 

@@ -284,21 +284,21 @@ Tensor check_targets_batched(const Tensor& target, c10::SymInt num_classes, cons
 
 // Devices without kernels of ours.
 TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) {
-  m.impl(CrossEntropy::name, CrossEntropy::kernel<cross_entropy>);
-  m.impl(CrossEntropyForward::name, CrossEntropyForward::kernel<forward>);
-  m.impl(CrossEntropyForwardGrad::name, CrossEntropyForwardGrad::kernel<forward_grad>);
-  m.impl(CrossEntropyBackward::name, CrossEntropyBackward::kernel<composite_cross_entropy_backward>);
-  m.impl(ScaleGradient_::name, scale_gradient_);
-  m.impl(LossNormalizer::name, LossNormalizer::kernel<loss_normalizer>);
-  m.impl(CheckTargets::name, check_targets);
+  impl<CrossEntropy, cross_entropy>(m);
+  impl<CrossEntropyForward, forward>(m);
+  impl<CrossEntropyForwardGrad, forward_grad>(m);
+  impl<CrossEntropyBackward, composite_cross_entropy_backward>(m);
+  impl<ScaleGradient_, scale_gradient_>(m);
+  impl<LossNormalizer, loss_normalizer>(m);
+  impl<CheckTargets, check_targets>(m);
 }
 
 // functorch's batches.
 TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
-  m.impl(CrossEntropy::name, CrossEntropy::kernel<cross_entropy_batched>);
-  m.impl(CrossEntropyBackward::name, CrossEntropyBackward::kernel<composite_cross_entropy_backward>);
-  m.impl(LossNormalizer::name, LossNormalizer::kernel<loss_normalizer>);
-  m.impl(CheckTargets::name, check_targets_batched);
+  impl<CrossEntropy, cross_entropy_batched>(m);
+  impl<CrossEntropyBackward, composite_cross_entropy_backward>(m);
+  impl<LossNormalizer, loss_normalizer>(m);
+  impl<CheckTargets, check_targets_batched>(m);
 }
 
 }  // namespace masked_loss::composite

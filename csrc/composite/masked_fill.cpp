@@ -40,13 +40,13 @@ void composite_masked_fill_(Tensor& input, const Tensor& mask, const Tensor& val
 namespace {
 
 void implement_in_place(torch::Library& m) {
-  m.impl("masked_fill_.Scalar", static_cast<MaskedFill_<at::Scalar>::Signature*>(composite_masked_fill_));
-  m.impl("masked_fill_.Tensor", static_cast<MaskedFill_<Tensor>::Signature*>(composite_masked_fill_));
+  impl<MaskedFill_<at::Scalar>, composite_masked_fill_>(m);
+  impl<MaskedFill_<Tensor>, composite_masked_fill_>(m);
 }
 
 void implement(torch::Library& m) {
-  m.impl("masked_fill.Scalar", static_cast<MaskedFill<at::Scalar>::Signature*>(composite_masked_fill));
-  m.impl("masked_fill.Tensor", static_cast<MaskedFill<Tensor>::Signature*>(composite_masked_fill));
+  impl<MaskedFill<at::Scalar>, composite_masked_fill>(m);
+  impl<MaskedFill<Tensor>, composite_masked_fill>(m);
   implement_in_place(m);
 }
 

@@ -98,9 +98,9 @@ Tensor mask_from_ids(const Tensor& tokens, at::IntArrayRef ids) {
 }
 
 void implement(torch::Library& m) {
-  m.impl(SequenceMask::name, sequence_mask);
-  m.impl(CausalMask::name, causal_mask);
-  m.impl(MaskFromIds::name, mask_from_ids);
+  impl<SequenceMask, sequence_mask>(m);
+  impl<CausalMask, causal_mask>(m);
+  impl<MaskFromIds, mask_from_ids>(m);
 }
 
 }  // namespace

@@ -254,14 +254,14 @@ std::tuple<Tensor, Tensor, Tensor> forward_grad(const Tensor& input, const Tenso
 
 TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) {
   implement_pointwise<pointwise>(m);
-  m.impl(PointwiseForward::name, PointwiseForward::kernel<forward>);
-  m.impl(PointwiseForwardGrad::name, PointwiseForwardGrad::kernel<forward_grad>);
-  m.impl(PointwiseBackward::name, PointwiseBackward::kernel<composite_pointwise_backward>);
+  impl<PointwiseForward, forward>(m);
+  impl<PointwiseForwardGrad, forward_grad>(m);
+  impl<PointwiseBackward, composite_pointwise_backward>(m);
 }
 
 TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
   implement_pointwise<pointwise_batched>(m);
-  m.impl(PointwiseBackward::name, PointwiseBackward::kernel<composite_pointwise_backward>);
+  impl<PointwiseBackward, composite_pointwise_backward>(m);
 }
 
 }  // namespace masked_loss::composite

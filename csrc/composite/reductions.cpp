@@ -167,8 +167,8 @@ ReductionSteps steps_of(const Tensor&) { return {moments, affine}; }
 
 void implement(torch::Library& m) {
   implement_reductions<steps_of>(m);
-  m.impl(MaskedMoments::name, composite_moments);
-  m.impl(MaskedAffine::name, composite_affine);
+  impl<MaskedMoments, composite_moments>(m);
+  impl<MaskedAffine, composite_affine>(m);
 }
 
 }  // namespace

@@ -62,11 +62,11 @@ Tensor reduce_by(const Tensor& input, const OptionalTensor& mask, const Options&
 // Registers them for every public op.
 template <auto steps_of, class Library>
 void implement_reductions(Library& m) {
-  m.impl(MaskedSum::name, MaskedSum::kernel<reduce_by<steps_of, reduce_sum, ReductionOptions>>);
-  m.impl(MaskedMean::name, MaskedMean::kernel<reduce_by<steps_of, reduce_mean, ReductionOptions>>);
-  m.impl(MaskedVar::name, MaskedVar::kernel<reduce_by<steps_of, reduce_var, VarianceOptions>>);
-  m.impl(MaskedStd::name, MaskedStd::kernel<reduce_by<steps_of, reduce_std, VarianceOptions>>);
-  m.impl(MaskedWhiten::name, MaskedWhiten::kernel<reduce_by<steps_of, whiten, WhitenOptions>>);
+  impl<MaskedSum, reduce_by<steps_of, reduce_sum, ReductionOptions>>(m);
+  impl<MaskedMean, reduce_by<steps_of, reduce_mean, ReductionOptions>>(m);
+  impl<MaskedVar, reduce_by<steps_of, reduce_var, VarianceOptions>>(m);
+  impl<MaskedStd, reduce_by<steps_of, reduce_std, VarianceOptions>>(m);
+  impl<MaskedWhiten, reduce_by<steps_of, whiten, WhitenOptions>>(m);
 }
 
 }  // namespace masked_loss

@@ -119,13 +119,13 @@ Tensor logsumexp(const Tensor& given, const OptionalTensor& mask, const Logsumex
 
 void implement(torch::Library& m) {
   using enum SoftmaxKind;
-  m.impl("softmax", SoftmaxOp<Softmax>::kernel<softmax<Softmax>>);
-  m.impl("log_softmax", SoftmaxOp<LogSoftmax>::kernel<softmax<LogSoftmax>>);
-  m.impl(Logsumexp::name, Logsumexp::kernel<logsumexp>);
-  m.impl(SoftmaxForward::name, SoftmaxForward::kernel<composite_softmax>);
-  m.impl(SoftmaxBackward::name, SoftmaxBackward::kernel<composite_softmax_backward>);
-  m.impl(LogsumexpForward::name, LogsumexpForward::kernel<composite_logsumexp>);
-  m.impl(LogsumexpBackward::name, LogsumexpBackward::kernel<composite_logsumexp_backward>);
+  impl<SoftmaxOp<Softmax>, softmax<Softmax>>(m);
+  impl<SoftmaxOp<LogSoftmax>, softmax<LogSoftmax>>(m);
+  impl<Logsumexp, logsumexp>(m);
+  impl<SoftmaxForward, composite_softmax>(m);
+  impl<SoftmaxBackward, composite_softmax_backward>(m);
+  impl<LogsumexpForward, composite_logsumexp>(m);
+  impl<LogsumexpBackward, composite_logsumexp_backward>(m);
 }
 
 }  // namespace

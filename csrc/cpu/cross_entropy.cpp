@@ -101,10 +101,10 @@ Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const Option
 
 TORCH_LIBRARY_IMPL(masked_loss, CPU, m) {
   CrossEntropyOps<forward>::implement(m);
-  m.impl("_cross_entropy_backward", CrossEntropyBackward::kernel<cross_entropy_backward>);
-  m.impl("_scale_gradient_", scale_gradient_);
-  m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
-  m.impl("check_targets", check_targets);
+  impl<CrossEntropyBackward, cross_entropy_backward>(m);
+  impl<ScaleGradient_, scale_gradient_>(m);
+  impl<LossNormalizer, loss_normalizer>(m);
+  impl<CheckTargets, check_targets>(m);
 }
 
 }  // namespace masked_loss::cpu

@@ -75,10 +75,10 @@ void masked_fill_value_(Tensor& input, const Tensor& mask, const Tensor& value) 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, CPU, m) {
-  m.impl("masked_fill.Scalar", masked_fill);
-  m.impl("masked_fill.Tensor", masked_fill_value);
-  m.impl("masked_fill_.Scalar", masked_fill_);
-  m.impl("masked_fill_.Tensor", masked_fill_value_);
+  impl<MaskedFill<at::Scalar>, masked_fill>(m);
+  impl<MaskedFill<Tensor>, masked_fill_value>(m);
+  impl<MaskedFill_<at::Scalar>, masked_fill_>(m);
+  impl<MaskedFill_<Tensor>, masked_fill_value_>(m);
 }
 
 }  // namespace masked_loss::cpu

@@ -195,8 +195,8 @@ Tensor masked_affine(const Tensor& scale, const OptionalTensor& input, const Opt
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, CPU, m) {
-  m.impl("_masked_moments", masked_moments);
-  m.impl("_masked_affine", masked_affine);
+  impl<MaskedMoments, masked_moments>(m);
+  impl<MaskedAffine, masked_affine>(m);
 }
 
 }  // namespace masked_loss::cpu

@@ -155,9 +155,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad, const Tensor& input, con
 }  // namespace
 
 MASKED_LOSS_CUDA_IMPL(m) {
-  m.impl("_pointwise_forward", PointwiseForward::kernel<forward>);
-  m.impl("_pointwise_forward_grad", PointwiseForwardGrad::kernel<forward_grad>);
-  m.impl("_pointwise_backward", PointwiseBackward::kernel<backward>);
+  impl<PointwiseForward, forward>(m);
+  impl<PointwiseForwardGrad, forward_grad>(m);
+  impl<PointwiseBackward, backward>(m);
 }
 
 }  // namespace masked_loss::cuda

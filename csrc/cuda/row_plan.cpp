@@ -133,11 +133,11 @@ INSTANTIATE(double)
 namespace {
 
 void check_mask(const Tensor& mask, std::string_view op, std::string_view name) {
-  if (checks_values() && !is_capturing()) check_readable_mask(op, name, mask.cpu());
+  if (checks_values() && !is_capturing()) check_readable_mask(mask.cpu(), op, name);
 }
 
 }  // namespace
 
-MASKED_LOSS_CUDA_IMPL(m) { m.impl("_check_mask", check_mask); }
+MASKED_LOSS_CUDA_IMPL(m) { impl<CheckMask, check_mask>(m); }
 
 }  // namespace masked_loss::cuda

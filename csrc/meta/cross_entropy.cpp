@@ -56,13 +56,13 @@ Tensor check_targets(const Tensor& target, c10::SymInt num_classes, const Option
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, Meta, m) {
-  m.impl("cross_entropy", CrossEntropy::kernel<cross_entropy>);
-  m.impl("_cross_entropy_forward", CrossEntropyForward::kernel<forward>);
-  m.impl("_cross_entropy_forward_grad", CrossEntropyForwardGrad::kernel<forward_grad>);
-  m.impl("_cross_entropy_backward", CrossEntropyBackward::kernel<backward>);
-  m.impl("_scale_gradient_", scale_gradient_);
-  m.impl("loss_normalizer", LossNormalizer::kernel<loss_normalizer>);
-  m.impl("check_targets", check_targets);
+  impl<CrossEntropy, cross_entropy>(m);
+  impl<CrossEntropyForward, forward>(m);
+  impl<CrossEntropyForwardGrad, forward_grad>(m);
+  impl<CrossEntropyBackward, backward>(m);
+  impl<ScaleGradient_, scale_gradient_>(m);
+  impl<LossNormalizer, loss_normalizer>(m);
+  impl<CheckTargets, check_targets>(m);
 }
 
 }  // namespace masked_loss::meta

@@ -20,10 +20,10 @@ void masked_fill_(Tensor& input, const Tensor& mask, const Value& value) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, Meta, m) {
-  m.impl("masked_fill.Scalar", masked_fill<at::Scalar>);
-  m.impl("masked_fill.Tensor", masked_fill<Tensor>);
-  m.impl("masked_fill_.Scalar", masked_fill_<at::Scalar>);
-  m.impl("masked_fill_.Tensor", masked_fill_<Tensor>);
+  impl<MaskedFill<at::Scalar>, masked_fill<at::Scalar>>(m);
+  impl<MaskedFill<Tensor>, masked_fill<Tensor>>(m);
+  impl<MaskedFill_<at::Scalar>, masked_fill_<at::Scalar>>(m);
+  impl<MaskedFill_<Tensor>, masked_fill_<Tensor>>(m);
 }
 
 }  // namespace masked_loss::meta

@@ -34,9 +34,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor&, const Tensor& input, const Te
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, Meta, m) {
-  m.impl("_pointwise_forward", PointwiseForward::kernel<forward>);
-  m.impl("_pointwise_forward_grad", PointwiseForwardGrad::kernel<forward_grad>);
-  m.impl("_pointwise_backward", PointwiseBackward::kernel<backward>);
+  impl<PointwiseForward, forward>(m);
+  impl<PointwiseForwardGrad, forward_grad>(m);
+  impl<PointwiseBackward, backward>(m);
 }
 
 }  // namespace masked_loss::meta

@@ -34,10 +34,10 @@ Tensor logsumexp_backward(const Tensor&, const Tensor&, const Tensor& input, con
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, Meta, m) {
-  m.impl("_softmax_forward", SoftmaxForward::kernel<softmax_forward>);
-  m.impl("_softmax_backward", SoftmaxBackward::kernel<softmax_backward>);
-  m.impl("_logsumexp_forward", LogsumexpForward::kernel<logsumexp_forward>);
-  m.impl("_logsumexp_backward", LogsumexpBackward::kernel<logsumexp_backward>);
+  impl<SoftmaxForward, softmax_forward>(m);
+  impl<SoftmaxBackward, softmax_backward>(m);
+  impl<LogsumexpForward, logsumexp_forward>(m);
+  impl<LogsumexpBackward, logsumexp_backward>(m);
 }
 
 }  // namespace masked_loss::meta
