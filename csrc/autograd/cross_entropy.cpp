@@ -14,7 +14,7 @@ struct CrossEntropyCall {
 };
 
 struct CrossEntropyFunction : Function<CrossEntropyFunction> {
-  static constexpr bool is_traceable = true;
+  static constexpr auto name = "CrossEntropyBackward";
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const CrossEntropyCall& of) {
     const at::AutoDispatchBelowADInplaceOrView below;

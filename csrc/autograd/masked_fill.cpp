@@ -29,7 +29,7 @@ struct FillCall {
 // `input` already has the broadcast shape.
 template <class Value>
 struct FillFunction : Function<FillFunction<Value>> {
-  static constexpr bool is_traceable = true;
+  static constexpr auto name = "MaskedFillBackward";
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Value& value, const FillCall& of) {
     const at::AutoDispatchBelowADInplaceOrView below;
@@ -43,7 +43,7 @@ struct FillFunction : Function<FillFunction<Value>> {
 };
 
 template <class Value>
-struct FillFunction_ : Function<FillFunction_<Value>> {
+struct FillFunction_ : torch::autograd::Function<FillFunction_<Value>> {
   static constexpr bool is_traceable = true;
 
   static Tensor forward(AutogradContext* ctx, Tensor input, const Value& value, const FillCall& of) {

@@ -8,7 +8,7 @@ namespace {
 
 // The kernels have the slopes in the input and in a variance; others are the composite's.
 struct PointwiseFunction : Function<PointwiseFunction> {
-  static constexpr bool is_traceable = true;
+  static constexpr auto name = "PointwiseBackward";
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& other, const PointwiseCall& of,
                         at::ScalarType type) {

@@ -5,6 +5,7 @@
 #include <ATen/ops/clone.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 #include "common/checks.h"
@@ -17,8 +18,59 @@
 namespace masked_loss::autograd {
 
 using torch::autograd::AutogradContext;
-using torch::autograd::Function;
 using torch::autograd::variable_list;
+
+// A node of the graph. torch's asks for its name in each backward pass, and would demangle it from a C++ type.
+template <class Function>
+struct RecordedNode : torch::autograd::CppNode<Function> {
+  std::string name() const override { return std::string("masked_loss::") + Function::name; }
+};
+
+// torch's Function for Path::Recorded alone: some input requires grad, none has a tangent, and no output is an input or
+// a view of one. `T` has a `name`, which is shown as a tensor's grad_fn.
+template <class T>
+struct Function : torch::autograd::Function<T> {
+  static constexpr bool is_traceable = true;
+
+  template <class... Arguments>
+  static auto apply(const Arguments&... arguments) {
+    const auto node = make<RecordedNode<T>>();
+    variable_list inputs;
+    inputs.reserve(sizeof...(arguments));
+    node->is_variable_input_.reserve(sizeof...(arguments));
+    torch::autograd::extract_vars(node->is_variable_input_, inputs, arguments...);
+    node->set_ctx_grad_fn(node);
+    node->set_next_edges(torch::autograd::collect_next_edges(inputs));
+    const auto outputs = [&] {
+      const at::NoGradGuard no_grad;
+      return T::forward(&node->ctx_, arguments...);
+    }();
+    record(node, outputs);
+    node->save_variables_to_ctx();
+    return outputs;
+  }
+
+ private:
+  // In a smart pointer, of a kind that depends on torch's version.
+  template <class Node>
+  static auto make() {
+    if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>) {
+      return c10::make_intrusive<Node>();
+    } else {
+      return std::shared_ptr<Node>(new Node, [](Node* node) { deleteNode(node); });
+    }
+  }
+
+  template <class Node>
+  static void record(const Node& node, const Tensor& output) {
+    torch::autograd::set_history(output, node);
+    node->output_info_.emplace_back(output);
+  }
+  template <class Node>
+  static void record(const Node& node, const variable_list& outputs) {
+    for (const auto& output : outputs) record(node, output);
+  }
+};
 
 // An argument that may not be there, among saved tensors: undefined where it is not.
 inline Tensor or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }

@@ -33,7 +33,7 @@ Tensor affine(const variable_list& grads, const Tensor& scale, const OptionalTen
 
 // The gradient of a sum is the upstream one, and that of a mean a share of it. Neither keeps its input.
 struct SumFunction : Function<SumFunction> {
-  static constexpr bool is_traceable = true;
+  static constexpr auto name = "SumBackward";
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask,
                         const ReductionOptions& options, bool is_mean, at::ScalarType type) {
@@ -59,7 +59,7 @@ struct SumFunction : Function<SumFunction> {
 
 // Squared deviations have twice the deviation for a gradient; what reaches them by the mean cancels.
 struct MomentsFunction : Function<MomentsFunction> {
-  static constexpr bool is_traceable = true;
+  static constexpr auto name = "MomentsBackward";
 
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask,
                                at::IntArrayRef dim, Tensor* counts) {
@@ -89,7 +89,7 @@ struct MomentsFunction : Function<MomentsFunction> {
 // With d = x - mean, s = (sum(d^2) / f + epsilon)^(-1/2) and a gradient g, that of s d is
 // s (g - sum(g) / n) - s^3 sum(g d) / f d.
 struct WhitenFunction : Function<WhitenFunction> {
-  static constexpr bool is_traceable = true;
+  static constexpr auto name = "WhitenBackward";
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask,
                         const WhitenOptions& options, at::ScalarType type) {

@@ -8,7 +8,7 @@ namespace {
 
 // Keeps the result and not the input, as torch's.
 struct SoftmaxFunction : Function<SoftmaxFunction> {
-  static constexpr bool is_traceable = true;
+  static constexpr auto name = "SoftmaxBackward";
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask,
                         const SoftmaxSlices& slices) {
@@ -28,7 +28,7 @@ struct SoftmaxFunction : Function<SoftmaxFunction> {
 };
 
 struct LogsumexpFunction : Function<LogsumexpFunction> {
-  static constexpr bool is_traceable = true;
+  static constexpr auto name = "LogsumexpBackward";
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& mask,
                         const LogsumexpSlices& slices) {

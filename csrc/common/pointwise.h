@@ -109,9 +109,9 @@ struct Huber : Safe {
   static constexpr auto name = "huber_loss";
   template <class M>
   MASKED_LOSS_HD static PointwiseTerms<V<M>> at(V<M> x, V<M> t, V<M>, const double* numbers) {
-    const V<M> delta(numbers[0]), half(0.5), d = x - t, z = M::abs(d);
-    const auto near = M::less(z, delta);
-    return {M::where(near, half * d * d, delta * (z - half * delta)), M::where(near, d, delta * sign<M>(d)), V<M>(0)};
+    const V<M> zero(0), half(0.5), delta(numbers[0]), d = x - t, z = M::abs(d);
+    const V<M> near = M::where(M::less(delta, z), delta, z);  // delta where it is far
+    return {near * (z - half * near), M::where(M::less(d, zero), zero - near, near), zero};
   }
 };
 

@@ -189,22 +189,56 @@ inline Ahead ahead(const Operand& operand, std::int64_t begin) {
   return {static_cast<const char*>(operand.data) + begin * bytes, bytes, kBlock};
 }
 
-// What a formula reads and writes of a block.
+// Repeated for every element.
+inline bool is_one_number(const Operand& operand) {
+  return operand.data != nullptr && (operand.at.dims == 0 || (operand.at.dims == 1 && operand.at.strides[0][0] == 0));
+}
+
+// Whether each operand that is given lies side by side in that type.
 template <class A>
+bool lie_as(const PointwiseWork<A>& work, ElementType type) {
+  const auto lies = [&](const Operand& operand) {
+    return operand.data == nullptr || (operand.type == type && operand.at.dims == 1 && operand.at.strides[0][0] == 1);
+  };
+  return lies(work.input) && lies(work.target) && lies(work.other);
+}
+
+// Elements [i, i + n), a vector if `whole`.
+template <class A, bool whole, class T>
+C10_ALWAYS_INLINE Vectorized<A> elements(const T* from, std::int64_t i, std::int64_t n) {
+  using V = Vectorized<A>;
+  if constexpr (std::is_same_v<T, A>) {
+    return whole ? V::loadu(from + i) : V::loadu(from + i, n);
+  } else {
+    T part[V::size()] = {};
+    const T* begin = whole ? from + i : std::copy(from + i, from + i + n, part) - n;
+    V result;
+    at::vec::load_to_float<T>(begin, result);
+    return result;
+  }
+}
+
+// What a formula reads and writes of a block.
+template <class T, class A>
 struct Block {
-  const A *input, *target, *other;
+  const T *input, *target, *other;
   Counted<A> counted;
   A *loss, *gradient, *other_gradient;
 };
 
+// What a block is visited for. Its loop has no more instructions than that takes.
+enum class Visit {
+  Sum,             // of the losses, without factors
+  SumAndGradient,  // the same
+  Any,             // whatever the block asks for
+};
+
 // The sum of the losses of n elements, at most a vector.
-template <class Formula, class A, bool whole>
-Vectorized<A> visit(const Block<A>& block, const double* numbers, A factor_of_slopes, std::int64_t i, std::int64_t n) {
+template <class Formula, Visit of, bool whole, class T, class A>
+C10_ALWAYS_INLINE Vectorized<A> visit(const Block<T, A>& block, const double* numbers, A factor_of_slopes,
+                                      std::int64_t i, std::int64_t n) {
   using V = Vectorized<A>;
-  const auto get = [&](const A* from) {
-    if constexpr (whole) return V::loadu(from + i);
-    return V::loadu(from + i, n);
-  };
+  const auto get = [&](const auto* from) { return elements<A, whole>(from, i, n); };
   const auto put = [&](V value, A* to) {
     if constexpr (whole) {
       value.store(to + i);
@@ -215,31 +249,52 @@ Vectorized<A> visit(const Block<A>& block, const double* numbers, A factor_of_sl
   const V other = block.other == nullptr ? V(A(Formula::safe_other)) : get(block.other);
   auto terms = Formula::template at<VectorMath<A>>(get(block.input), get(block.target), other, numbers);
   const auto* kept = block.counted.kept;
-  const auto* factor = block.counted.factor;
-  const auto finish = [&](V value, V by) {
-    value = value * by;
+  const A* factor = of == Visit::Any ? block.counted.factor : nullptr;
+  const auto keep = [&](V value) {
     return kept == nullptr ? value : select(kept + i, value, V(0), whole ? V::size() : n);
   };
   V loss = terms.value, slope_factor(factor_of_slopes);
   if (factor != nullptr) {
-    loss = finish(loss, get(factor));
+    loss = loss * get(factor);
     slope_factor = slope_factor * get(factor);
-  } else if (kept != nullptr) {
-    loss = select(kept + i, loss, V(0), whole ? V::size() : n);
   }
+  loss = keep(loss);
   if constexpr (!whole) loss = V::set(V(0), loss, n);
-  if (block.loss != nullptr) put(loss, block.loss);
-  if (block.gradient != nullptr) put(finish(terms.input, slope_factor), block.gradient);
-  if constexpr (Formula::has_other_slope) {
-    if (block.other_gradient != nullptr) put(finish(terms.other, slope_factor), block.other_gradient);
-  }
+  if (of == Visit::Any && block.loss != nullptr) put(loss, block.loss);
+  if (of == Visit::Sum || block.gradient == nullptr) return loss;
+  put(keep(terms.input * slope_factor), block.gradient);
+  if constexpr (Formula::has_other_slope) put(keep(terms.other * slope_factor), block.other_gradient);
   return loss;
+}
+
+template <class Formula, Visit of, class T, class A>
+double visit_block(const PointwiseWork<A>& work, A factor, std::int64_t begin, std::int64_t n, Block<T, A> block) {
+  using V = Vectorized<A>;
+  const auto input = ahead(work.input, begin + kBlock), target = ahead(work.target, begin + kBlock),
+             other = ahead(work.other, begin + kBlock);
+  V sum(0);
+  std::int64_t i = 0;
+  for (; i + V::size() <= n; i += V::size()) {
+    input.fetch_at(i, V::size());
+    target.fetch_at(i, V::size());
+    if constexpr (Formula::has_other_slope) other.fetch_at(i, V::size());
+    sum = sum + visit<Formula, of, true>(block, work.numbers, factor, i, V::size());
+  }
+  if (i < n) sum = sum + visit<Formula, of, false>(block, work.numbers, factor, i, n - i);
+  return sum_lanes(sum);
 }
 
 template <class Formula, class A>
 double run(const PointwiseWork<A>& work, A factor, std::int64_t begin, std::int64_t end) {
-  using V = Vectorized<A>;
+  constexpr bool is_float = std::is_same_v<A, float>;
+  const bool bfloat16 = is_float && lie_as(work, ElementType::BFloat16);
+  const bool half = is_float && lie_as(work, ElementType::Half);
   Stage<A> stage;
+  auto coefficient = work.coefficient;
+  if (is_one_number(coefficient)) {
+    factor *= *load<A>(coefficient, begin, 1, stage.coefficient);
+    coefficient = {};
+  }
   double total = 0;
   for (; begin < end; begin += kBlock) {
     const auto n = std::min(kBlock, end - begin);
@@ -252,26 +307,39 @@ double run(const PointwiseWork<A>& work, A factor, std::int64_t begin, std::int6
       continue;
     }
     multiply_by(load<A>(work.weight, begin, n, stage.weight), n, stage, counted);
-    multiply_by(load<A>(work.coefficient, begin, n, stage.coefficient), n, stage, counted);
-    const Block<A> block{load<A>(work.input, begin, n, stage.input),
-                         load<A>(work.target, begin, n, stage.target),
-                         load<A>(work.other, begin, n, stage.other),
-                         counted,
-                         at_or_null(work.loss, begin),
-                         work.gradient == nullptr ? nullptr : stage.gradient,
-                         work.other_gradient == nullptr ? nullptr : stage.other_gradient};
-    const auto input = ahead(work.input, begin + kBlock), target = ahead(work.target, begin + kBlock),
-               other = ahead(work.other, begin + kBlock);
-    V sum(0);
-    std::int64_t i = 0;
-    for (; i + V::size() <= n; i += V::size()) {
-      input.fetch_at(i, V::size());
-      target.fetch_at(i, V::size());
-      if constexpr (Formula::has_other_slope) other.fetch_at(i, V::size());
-      sum = sum + visit<Formula, A, true>(block, work.numbers, factor, i, V::size());
+    multiply_by(load<A>(coefficient, begin, n, stage.coefficient), n, stage, counted);
+    const auto add = [&]<Visit of, class T>(const T* input, const T* target, const T* other) {
+      const Block<T, A> block{input,
+                              target,
+                              other,
+                              counted,
+                              at_or_null(work.loss, begin),
+                              work.gradient == nullptr ? nullptr : stage.gradient,
+                              work.other_gradient == nullptr ? nullptr : stage.other_gradient};
+      total += visit_block<Formula, of>(work, factor, begin, n, block);
+    };
+    const auto add_plain = [&]<class T>(const T* input, const T* target, const T* other) {
+      if (work.gradient == nullptr) {
+        add.template operator()<Visit::Sum>(input, target, other);
+      } else {
+        add.template operator()<Visit::SumAndGradient>(input, target, other);
+      }
+    };
+    const bool plain = counted.factor == nullptr && work.loss == nullptr;
+    if (plain && (bfloat16 || half)) {
+      const auto in_place = [&]<class T>(T*) {
+        const auto from = [&](const Operand& operand) {
+          return at_or_null(static_cast<const T*>(operand.data), begin);
+        };
+        if constexpr (is_float) add_plain(from(work.input), from(work.target), from(work.other));
+      };
+      bfloat16 ? in_place(static_cast<at::BFloat16*>(nullptr)) : in_place(static_cast<at::Half*>(nullptr));
+    } else {
+      const A *input = load<A>(work.input, begin, n, stage.input),
+              *target = load<A>(work.target, begin, n, stage.target),
+              *other = load<A>(work.other, begin, n, stage.other);
+      plain ? add_plain(input, target, other) : add.template operator()<Visit::Any>(input, target, other);
     }
-    if (i < n) sum = sum + visit<Formula, A, false>(block, work.numbers, factor, i, n - i);
-    total += sum_lanes(sum);
     store_gradient(work, work.gradient, begin, n, stage.gradient);
     store_gradient(work, work.other_gradient, begin, n, stage.other_gradient);
   }

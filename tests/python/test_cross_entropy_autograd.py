@@ -17,6 +17,12 @@ from reference import allocations_of, assert_near, assert_positive_zero, assert_
 REDUCTIONS = ("none", "mean", "sum", "sequence_mean")
 
 
+def test_a_graph_names_its_functions():
+    x = torch.randn(2, 3, requires_grad=True)
+    assert "grad_fn=<CrossEntropyBackward>" in repr(cross_entropy(x, torch.tensor([0, 1])))
+    assert masked_loss.mse_loss(x, x.detach()).grad_fn.name() == "masked_loss::PointwiseBackward"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_sample_weight_gradient(reduction, dtype):
