@@ -44,6 +44,11 @@ bool is_readable(const Tensor& tensor);
 // waited for.
 bool checks_values();
 
+// (mask, op, name): the error of an integer mask that holds something else than 0 and 1.
+struct CheckMask : Op<void(const Tensor&, std::string_view, std::string_view)> {
+  static constexpr auto name = "_check_mask";
+};
+
 // An integer mask holds 0 and 1 alone, where its values are read: on the CPU, and with MASKED_LOSS_CHECK=1 elsewhere. A
 // bool mask is not looked at: its bytes may be any. By an op, whose kernels the dispatcher finds beneath any wrapper.
 void check_mask_values(const char* op, const char* name, const OptionalTensor& mask);
