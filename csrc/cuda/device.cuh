@@ -124,6 +124,28 @@ struct alignas(16) Pack {
   T values[size];
 };
 
+// As many accumulated values as a pack has, rounded; of half types two by one instruction.
+template <class T>
+__device__ __forceinline__ Pack<T> narrow_pack(const Accumulation<T>* values) {
+  Pack<T> pack;
+  if constexpr (sizeof(T) == 2) {
+#pragma unroll
+    for (int j = 0; j < Pack<T>::size; j += 2) {
+      if constexpr (std::is_same_v<T, __half>) {
+        const __half2 pair = __floats2half2_rn(values[j], values[j + 1]);
+        memcpy(pack.values + j, &pair, sizeof(pair));
+      } else {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(values[j], values[j + 1]);
+        memcpy(pack.values + j, &pair, sizeof(pair));
+      }
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < Pack<T>::size; ++j) pack.values[j] = values[j];
+  }
+  return pack;
+}
+
 // The greatest of a pack's values and `max`, of half types two at a time.
 template <class T>
 __device__ __forceinline__ Accumulation<T> greatest(const Pack<T>& pack, Accumulation<T> max) {
@@ -210,10 +232,12 @@ __device__ __forceinline__ unsigned mask_bits(const unsigned char* mask) {
 template <int n>
 using MaskWord = std::conditional_t<n == 16, uint4, std::conditional_t<n == 8, uint2, unsigned>>;
 
-__device__ __forceinline__ unsigned mask_bits(unsigned bytes) {
-  const unsigned high = (((bytes & 0x7f7f7f7f) + 0x7f7f7f7f) | bytes) & 0x80808080;
-  return (high >> 7) * 0x01020408 >> 24;
+// The highest bit of each byte that is not 0.
+__device__ __forceinline__ unsigned nonzero_bytes(unsigned bytes) {
+  return (((bytes & 0x7f7f7f7f) + 0x7f7f7f7f) | bytes) & 0x80808080;
 }
+
+__device__ __forceinline__ unsigned mask_bits(unsigned bytes) { return (nonzero_bytes(bytes) >> 7) * 0x01020408 >> 24; }
 __device__ __forceinline__ unsigned mask_bits(uint2 bytes) { return mask_bits(bytes.x) | mask_bits(bytes.y) << 4; }
 __device__ __forceinline__ unsigned mask_bits(uint4 bytes) {
   return mask_bits(uint2{bytes.x, bytes.y}) | mask_bits(uint2{bytes.z, bytes.w}) << 8;
