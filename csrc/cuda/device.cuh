@@ -37,6 +37,16 @@ __device__ __forceinline__ T& shared() {
 #endif
 }
 
+// The shared memory that a launch asks for.
+__device__ __forceinline__ void* dynamic_shared() {
+#ifdef __CUDACC__
+  extern __shared__ __align__(128) unsigned char memory[];
+  return memory;
+#else
+  return emulation::dynamic_shared();
+#endif
+}
+
 // Of the host: an error is thrown, and does not stay behind for the next one who asks.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -65,6 +75,26 @@ void launch(void (*kernel)(Parameters...), const Launch& shape, cudaStream_t str
   config.numAttrs = shape.cluster_blocks > 1 ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...),
         "a CUDA kernel was not launched");
+}
+
+// Of the host: how many clusters of this shape the current device holds at once.
+template <class... Parameters>
+int resident_clusters(void (*kernel)(Parameters...), const Launch& shape) {
+  const auto* function = reinterpret_cast<const void*>(kernel);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes)),
+        "a CUDA kernel gets no shared memory");
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {shape.cluster_blocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.blocks;
+  config.blockDim = shape.threads;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int clusters = 0;
+  check(cudaOccupancyMaxActiveClusters(&clusters, function, &config), "a CUDA kernel does not fit");
+  return clusters > 0 ? clusters : 1;
 }
 
 // Of the host: what the kernel is compiled for, as 90 for compute_90. The current device may be newer, where it
@@ -112,6 +142,17 @@ __device__ __forceinline__ T narrow(Accumulation<T> x) {
 // Of numbers that are not above 0: float by the special-function unit, to 2 units in the last place near 0.
 __device__ __forceinline__ float fast_exp(float x) { return __expf(x); }
 __device__ __forceinline__ double fast_exp(double x) { return exp(x); }
+
+// 2^x, in the same way.
+__device__ __forceinline__ float fast_exp2(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
 
 // Drops NaN, which the sum of the exponentials keeps.
 __device__ __forceinline__ float greater(float a, float b) { return fmaxf(a, b); }
@@ -289,6 +330,14 @@ __device__ __forceinline__ T reduce_block(T value, const Warp& warp, const T& em
   value = warp(lane < blockDim.x / 32 ? partials[lane] : empty);
   __syncthreads();  // before the next reduction writes
   return value;
+}
+
+// The greatest of a warp's numbers; drops NaN. Their order is that of integers, but for the negative ones among
+// themselves.
+__device__ __forceinline__ float greatest_of_warp(float x) {
+  const auto turned = [](int bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
+  const float number = x == x ? x : -std::numeric_limits<float>::infinity();
+  return __int_as_float(turned(__reduce_max_sync(kWholeWarp, turned(__float_as_int(number)))));
 }
 
 struct WarpSum {
