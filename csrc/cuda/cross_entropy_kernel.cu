@@ -579,12 +579,17 @@ __global__ void __launch_bounds__(256) scale_elements(T* gradient, std::int64_t 
   if (tail + thread < n) gradient[tail + thread] = scaled(gradient[tail + thread]);
 }
 
+// Of half types an instruction counts for more than memory, of float the memory.
+template <class T>
+constexpr RingShape kRing = sizeof(T) == 2 ? RingShape{8, 3, 1 << 14, 13, 1} : RingShape{16, 1, 1 << 14, 12, 2};
+
 // Long rows of class indices, with no more to say of their classes. Exponentials are powers of two: of x log2(e) less
 // what the maximum's product is rounded to, one instruction in front of the exponential itself.
 template <class T_, bool writes>
 struct CrossEntropyRing {
   using T = T_;
   using P = Pack<T>;
+  static constexpr auto kShape = kRing<T>;
   static constexpr bool kWrites = writes;
   static constexpr float kLog2e = 1.44269504f;
   // Half types take the scale into the exponent.
@@ -664,7 +669,8 @@ struct CrossEntropyRing {
   __device__ __forceinline__ Terms conclude(const Row& of, const State& state) const {
     // What the rounding of the base has multiplied the sum with.
     const float base = base_of(state.max), rounding = state.sum == 0 ? 0 : fmaf(state.max, kLog2e, -base);
-    const auto softmax = masked_loss::merge(Softmax<float>{}, Softmax<float>{state.max, state.sum * fast_exp2(-rounding)});
+    const auto softmax =
+        masked_loss::merge(Softmax<float>{}, Softmax<float>{state.max, state.sum * fast_exp2(-rounding)});
     const auto row = describe(work, of.row, of.index, ClassSums{});
     RowPart<float> part;
     part.softmax = softmax;
@@ -694,15 +700,10 @@ struct CrossEntropyRing {
   }
 };
 
-// Of half types an instruction counts for more than memory, of float the memory.
-template <class T>
-constexpr RingShape kRing = sizeof(T) == 2 ? RingShape{8, 3, 1 << 14, 13, 1} : RingShape{16, 1, 1 << 14, 12, 2};
-
 template <class T, bool writes, class A>
 void run_ring(const CrossEntropyCall<T, A>& call, int blocks, cudaStream_t stream) {
   const auto& work = call.work;
-  launch_ring<CrossEntropyRing<T, writes>, kRing<T>>(
-      CrossEntropyRing<T, writes>{work, call.order, call.kept, work.rows.count, work.classes}, blocks, stream);
+  launch_ring(CrossEntropyRing<T, writes>{work, call.order, call.kept, work.rows.count, work.classes}, blocks, stream);
 }
 
 // The sizes of a tile, of which the first that holds a slice is taken, else the last.

@@ -3,7 +3,7 @@
 // have been overwritten copied out; groups of warps take the rows in turn, so that one computes while another waits for
 // what its row adds up to.
 //
-// A program has, beside its dtype T and `kWrites`, whether it overwrites a row:
+// A program has, beside its dtype T, a RingShape kShape, and kWrites, whether it overwrites rows:
 //
 //   State                      what a part of a row adds up to, 8 bytes; State() is that of none
 //   count, classes             of the rows, at most, and of each of them
@@ -34,22 +34,25 @@ struct RingShape {
 
 inline constexpr int kRingCluster = 8;  // blocks that share a row, at most
 
-template <class Program, RingShape shape>
+template <class Program>
 struct RingMemory {
+  static constexpr auto shape = Program::kShape;
+
   alignas(128) unsigned char stages[shape.stages][shape.chunk];
   alignas(128) unsigned char zeros[4096];
   alignas(16) typename Program::State parts[shape.groups][2][kRingCluster * shape.warps];
   Barrier full[shape.stages], done[shape.stages], exchanged[shape.groups][2];
 };
 
-template <class Program, RingShape shape>
+template <class Program>
 class Ring {
  public:
+  static constexpr auto shape = Program::kShape;
   using T = typename Program::T;
   using State = typename Program::State;
   using P = Pack<T>;
 
-  __device__ __forceinline__ Ring(const Program& of, RingMemory<Program, shape>& in)
+  __device__ __forceinline__ Ring(const Program& of, RingMemory<Program>& in)
       : program_(of), memory_(in), rank_(cluster_rank()), blocks_(cluster_blocks()) {
     const auto packs = static_cast<int>(program_.classes / P::size), each = (packs + blocks_ - 1) / blocks_;
     first_pack_ = min(rank_ * each, packs);
@@ -204,26 +207,27 @@ class Ring {
   }
 
   const Program& program_;
-  RingMemory<Program, shape>& memory_;
+  RingMemory<Program>& memory_;
   const int rank_, blocks_;
   int first_pack_, bytes_, chunks_;  // of a row, what this block has
   std::int64_t end_, first_, step_;  // positions
 };
 
-template <class Program, RingShape shape>
-__global__ void __launch_bounds__(shape.threads(), 1) row_ring(Program program) {
-  Ring<Program, shape>(program, *static_cast<RingMemory<Program, shape>*>(dynamic_shared())).run();
+template <class Program>
+__global__ void __launch_bounds__(Program::kShape.threads(), 1) row_ring(Program program) {
+  Ring<Program>(program, *static_cast<RingMemory<Program>*>(dynamic_shared())).run();
 }
 
 // Of the host. `blocks` share a row.
-template <class Program, RingShape shape>
+template <class Program>
 void launch_ring(const Program& program, int blocks, cudaStream_t stream) {
-  constexpr auto bytes = sizeof(RingMemory<Program, shape>);
+  constexpr auto bytes = sizeof(RingMemory<Program>);
   static_assert(bytes <= 227 * 1024);
-  const auto kernel = row_ring<Program, shape>;
-  const auto clusters = resident_clusters(kernel, {unsigned(blocks), shape.threads(), bytes, unsigned(blocks)});
+  const auto kernel = row_ring<Program>;
+  constexpr unsigned threads = Program::kShape.threads();
+  const auto clusters = resident_clusters(kernel, {unsigned(blocks), threads, bytes, unsigned(blocks)});
   const auto taken = std::min<std::int64_t>(program.count, clusters);
-  launch(kernel, {unsigned(taken * blocks), shape.threads(), bytes, unsigned(blocks)}, stream, program);
+  launch(kernel, {unsigned(taken * blocks), threads, bytes, unsigned(blocks)}, stream, program);
 }
 
 }  // namespace masked_loss::cuda

@@ -301,8 +301,14 @@ TEST(CrossEntropyRegime, ClustersAreUpToWhatTheKernelsAreCompiledFor) {
 // Rows in a ring of chunks, by one block or a cluster; fewer rows than groups of warps, and so many that the ring is
 // filled again. Not all blocks of a cluster have as many chunks.
 TYPED_TEST(CrossEntropyKernel, RowsInARing) {
-  for (const auto& [bytes, rows] :
-       {std::pair(32768, 30), {49168, 9}, {65536, 20}, {66000, 7}, {131088, 5}, {400000, 4}, {20 << 20, 2}}) {
+  for (const auto& [bytes, rows] : {std::pair(32768, 30),
+                                    {49168, 9},
+                                    {65536, 20},
+                                    {98320, 7},
+                                    {131088, 5},
+                                    {294928, 3},
+                                    {400000, 4},
+                                    {20 << 20, 2}}) {
     if (kShort && bytes > 40000) continue;
     if (bytes > 1 << 20 && sizeof(TypeParam) != 4) continue;  // longer than rings are
     Case of{kShort ? 4 : rows, bytes / 16 * std::int64_t(16 / sizeof(TypeParam)), 1, true};
