@@ -314,6 +314,10 @@ struct PointwiseWork {
 struct PointwiseSum {
   double weight = 0;
   std::int64_t kept = 0;
+
+  MASKED_LOSS_HD PointwiseSum operator+(const PointwiseSum& other) const {
+    return {weight + other.weight, kept + other.kept};
+  }
 };
 
 }  // namespace masked_loss

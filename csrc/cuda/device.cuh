@@ -37,6 +37,16 @@ __device__ __forceinline__ T& shared() {
 #endif
 }
 
+// The shared memory that a launch asks for.
+__device__ __forceinline__ void* dynamic_shared() {
+#ifdef __CUDACC__
+  extern __shared__ __align__(128) unsigned char memory[];
+  return memory;
+#else
+  return emulation::dynamic_shared();
+#endif
+}
+
 // Of the host: an error is thrown, and does not stay behind for the next one who asks.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -65,6 +75,26 @@ void launch(void (*kernel)(Parameters...), const Launch& shape, cudaStream_t str
   config.numAttrs = shape.cluster_blocks > 1 ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...),
         "a CUDA kernel was not launched");
+}
+
+// Of the host: how many clusters of this shape the current device holds at once.
+template <class... Parameters>
+int resident_clusters(void (*kernel)(Parameters...), const Launch& shape) {
+  const auto* function = reinterpret_cast<const void*>(kernel);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes)),
+        "a CUDA kernel gets no shared memory");
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {shape.cluster_blocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.blocks;
+  config.blockDim = shape.threads;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int clusters = 0;
+  check(cudaOccupancyMaxActiveClusters(&clusters, function, &config), "a CUDA kernel does not fit");
+  return clusters > 0 ? clusters : 1;
 }
 
 // Of the host: what the kernel is compiled for, as 90 for compute_90. The current device may be newer, where it
@@ -113,6 +143,17 @@ __device__ __forceinline__ T narrow(Accumulation<T> x) {
 __device__ __forceinline__ float fast_exp(float x) { return __expf(x); }
 __device__ __forceinline__ double fast_exp(double x) { return exp(x); }
 
+// 2^x, in the same way.
+__device__ __forceinline__ float fast_exp2(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+
 // Drops NaN, which the sum of the exponentials keeps.
 __device__ __forceinline__ float greater(float a, float b) { return fmaxf(a, b); }
 __device__ __forceinline__ double greater(double a, double b) { return fmax(a, b); }
@@ -123,6 +164,28 @@ struct alignas(16) Pack {
   static constexpr int size = 16 / sizeof(T);
   T values[size];
 };
+
+// As many accumulated values as a pack has, rounded; of half types two by one instruction.
+template <class T>
+__device__ __forceinline__ Pack<T> narrow_pack(const Accumulation<T>* values) {
+  Pack<T> pack;
+  if constexpr (sizeof(T) == 2) {
+#pragma unroll
+    for (int j = 0; j < Pack<T>::size; j += 2) {
+      if constexpr (std::is_same_v<T, __half>) {
+        const __half2 pair = __floats2half2_rn(values[j], values[j + 1]);
+        memcpy(pack.values + j, &pair, sizeof(pair));
+      } else {
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(values[j], values[j + 1]);
+        memcpy(pack.values + j, &pair, sizeof(pair));
+      }
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < Pack<T>::size; ++j) pack.values[j] = values[j];
+  }
+  return pack;
+}
 
 // The greatest of a pack's values and `max`, of half types two at a time.
 template <class T>
@@ -210,10 +273,12 @@ __device__ __forceinline__ unsigned mask_bits(const unsigned char* mask) {
 template <int n>
 using MaskWord = std::conditional_t<n == 16, uint4, std::conditional_t<n == 8, uint2, unsigned>>;
 
-__device__ __forceinline__ unsigned mask_bits(unsigned bytes) {
-  const unsigned high = (((bytes & 0x7f7f7f7f) + 0x7f7f7f7f) | bytes) & 0x80808080;
-  return (high >> 7) * 0x01020408 >> 24;
+// The highest bit of each byte that is not 0.
+__device__ __forceinline__ unsigned nonzero_bytes(unsigned bytes) {
+  return (((bytes & 0x7f7f7f7f) + 0x7f7f7f7f) | bytes) & 0x80808080;
 }
+
+__device__ __forceinline__ unsigned mask_bits(unsigned bytes) { return (nonzero_bytes(bytes) >> 7) * 0x01020408 >> 24; }
 __device__ __forceinline__ unsigned mask_bits(uint2 bytes) { return mask_bits(bytes.x) | mask_bits(bytes.y) << 4; }
 __device__ __forceinline__ unsigned mask_bits(uint4 bytes) {
   return mask_bits(uint2{bytes.x, bytes.y}) | mask_bits(uint2{bytes.z, bytes.w}) << 8;
@@ -265,6 +330,14 @@ __device__ __forceinline__ T reduce_block(T value, const Warp& warp, const T& em
   value = warp(lane < blockDim.x / 32 ? partials[lane] : empty);
   __syncthreads();  // before the next reduction writes
   return value;
+}
+
+// The greatest of a warp's numbers; drops NaN. Their order is that of integers, but for the negative ones among
+// themselves.
+__device__ __forceinline__ float greatest_of_warp(float x) {
+  const auto turned = [](int bits) { return bits ^ (bits >> 31 & 0x7fffffff); };
+  const float number = x == x ? x : -std::numeric_limits<float>::infinity();
+  return __int_as_float(turned(__reduce_max_sync(kWholeWarp, turned(__float_as_int(number)))));
 }
 
 struct WarpSum {

@@ -8,13 +8,16 @@
 namespace masked_loss::cuda {
 
 struct Strided {
-  const void* data;
+  const void* data = nullptr;
+  bool contiguous = true;  // from an address that is a multiple of 16 bytes, or there is none
+  bool repeats = false;    // neighbouring elements are one and the same
   Rows<1, kOperandDims> at;
 };
 
 inline Strided strided(const Operand& operand) {
-  Strided result{operand.data, {}};
+  Strided result;
   if (operand.data == nullptr) return result;
+  result.data = operand.data;
   const auto& from = operand.at;
   if (from.dims > kOperandDims) throw std::logic_error("masked_loss: an operand of too many dimensions");
   result.at.count = from.count;
@@ -24,6 +27,9 @@ inline Strided strided(const Operand& operand) {
     result.at.by_size[d] = from.by_size[d];
     result.at.strides[0][d] = from.strides[0][d];
   }
+  const int last = from.dims - 1;
+  result.contiguous = last == 0 && from.strides[0][0] == 1 && reinterpret_cast<std::uintptr_t>(operand.data) % 16 == 0;
+  result.repeats = last >= 0 && from.strides[0][last] == 0;
   return result;
 }
 
@@ -78,22 +84,35 @@ struct Group {
   __device__ __forceinline__ void get(T (&values)[n]) const { memcpy(values, words, sizeof(values)); }
 };
 
-// Elements that stand side by side, by the widest loads that they and their address allow.
+// The widest words that n elements can be loaded by.
+template <class T, int n, int bytes = n * sizeof(T)>
+using WordOf = std::conditional_t<
+    bytes % 16 == 0, uint4,
+    std::conditional_t<bytes == 8, uint2,
+                       std::conditional_t<bytes == 4, unsigned, std::conditional_t<bytes == 2, unsigned short, T>>>>;
+
+// Elements that stand side by side, from an address that is a multiple of the words.
+template <bool again, class T, int n>
+__device__ __forceinline__ Group<T, n> load_words(const T* from) {
+  using Word = WordOf<T, n>;
+  Group<T, n> group;
+  group.words[0] = 0;
+#pragma unroll
+  for (int part = 0; part < int(n * sizeof(T) / sizeof(Word)); ++part) {
+    const auto* address = reinterpret_cast<const Word*>(from) + part;
+    const Word word = again ? __ldca(address) : __ldcs(address);
+    memcpy(reinterpret_cast<char*>(group.words) + part * sizeof(Word), &word, sizeof(Word));
+  }
+  group.hold();
+  return group;
+}
+
+// The same by the widest loads that their address allows.
 template <bool again, class T, int n>
 __device__ __forceinline__ Group<T, n> load_line(const T* from) {
-  constexpr int bytes = n * sizeof(T);
-  using Word = std::conditional_t<bytes % 16 == 0, uint4,
-                                  std::conditional_t<bytes == 8, uint2, std::conditional_t<bytes == 4, unsigned, T>>>;
+  using Word = WordOf<T, n>;
   if (sizeof(Word) > sizeof(T) && reinterpret_cast<std::uintptr_t>(from) % sizeof(Word) == 0) {
-    Group<T, n> group;
-#pragma unroll
-    for (int part = 0; part < bytes / int(sizeof(Word)); ++part) {
-      const auto* address = reinterpret_cast<const Word*>(from) + part;
-      const Word word = again ? __ldca(address) : __ldcs(address);
-      memcpy(reinterpret_cast<char*>(group.words) + part * sizeof(Word), &word, sizeof(Word));
-    }
-    group.hold();
-    return group;
+    return load_words<again, T, n>(from);
   }
   T values[n];
 #pragma unroll
@@ -145,10 +164,7 @@ __device__ __forceinline__ void store_elements(T* to, int count, const Accumulat
   if (count == n) {
 #pragma unroll
     for (int part = 0; part < n; part += size) {
-      Pack<T> pack;
-#pragma unroll
-      for (int j = 0; j < size; ++j) pack.values[j] = narrow<T>(values[part + j]);
-      store_streaming(to + part, pack);
+      store_streaming(to + part, narrow_pack<T>(values + part));
     }
     return;
   }
@@ -158,19 +174,56 @@ __device__ __forceinline__ void store_elements(T* to, int count, const Accumulat
   }
 }
 
+// A byte an element, which is not 0 where it is kept.
+template <int n>
+struct Kept : Group<unsigned char, n> {
+  using Group<unsigned char, n>::words;
+
+  Kept() = default;
+  __device__ __forceinline__ Kept(const Group<unsigned char, n>& group) : Group<unsigned char, n>(group) {}
+
+  __device__ __forceinline__ static unsigned byte(int j) { return 0xffu << j % 4 * 8; }
+  __device__ __forceinline__ bool operator[](int j) const { return (words[j / 4] & byte(j)) != 0; }
+  __device__ __forceinline__ void drop(int j) { words[j / 4] &= ~byte(j); }
+  __device__ __forceinline__ bool any() const {
+    unsigned all = 0;
+#pragma unroll
+    for (const unsigned word : words) all |= word;
+    return all != 0;
+  }
+  __device__ __forceinline__ int count() const {
+    int sum = 0;
+#pragma unroll
+    for (const unsigned word : words) sum += __popc(nonzero_bytes(word));
+    return sum;
+  }
+  // Of the first `count` elements.
+  __device__ __forceinline__ static Kept first(int count) {
+    Kept kept;
+#pragma unroll
+    for (int w = 0; w < int(std::size(kept.words)); ++w) {
+      const int bytes = min(max(min(count, n) - 4 * w, 0), 4);
+      kept.words[w] = bytes == 4 ? 0x01010101 : 0x01010101u & ((1u << 8 * bytes) - 1);
+    }
+    return kept;
+  }
+};
+
+// Of `count` elements from `first` on, up to n.
 template <int n, bool again = false>
-__device__ __forceinline__ Group<unsigned char, n> load_mask(const Strided& mask, std::int64_t first, int count) {
-  return mask.data == nullptr ? Group<unsigned char, n>{} : load_elements<unsigned char, n, again>(mask, first, count);
+__device__ __forceinline__ Kept<n> load_kept(const Strided& mask, std::int64_t first, int count) {
+  return mask.data == nullptr ? Kept<n>::first(count)
+                              : Kept<n>(load_elements<unsigned char, n, again>(mask, first, count));
 }
 
-// A bit an element, of `count`: what the mask keeps.
+// Of n elements where the operands are contiguous.
+template <class T, int n>
+__device__ __forceinline__ Group<T, n> load_contiguous(const Strided& operand, std::int64_t first) {
+  return load_words<false, T, n>(static_cast<const T*>(operand.data) + first);
+}
 template <int n>
-__device__ __forceinline__ unsigned kept_of(const Strided& mask, const Group<unsigned char, n>& group, int count) {
-  const unsigned all = (1u << count) - 1;
-  if (mask.data == nullptr) return all;
-  unsigned char bytes[n];
-  group.get(bytes);
-  return all & mask_bits<n>(bytes);
+__device__ __forceinline__ Kept<n> load_contiguous_kept(const Strided& mask, std::int64_t first) {
+  return mask.data == nullptr ? Kept<n>::first(n) : Kept<n>(load_contiguous<unsigned char, n>(mask, first));
 }
 
 }  // namespace masked_loss::cuda

@@ -14,7 +14,7 @@ struct MaskedFillWork {
   bool shared_mask;  // one for the line
   int element_bytes;
   void* out;
-  const void* in;  // null: in place, where what is kept is not touched
+  const void* in;  // null: in place
   const unsigned char* mask;
   std::uint64_t value[2];    // the bits of an element, at the front
   const void* device_value;  // where they lie on the device, or null

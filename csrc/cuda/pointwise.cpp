@@ -84,23 +84,26 @@ Results compute(PointwiseCall call, bool with_gradient, const Tensor* grad) {
       work.gradient = results.gradient.mutable_data_ptr();
       work.other_gradient = both ? results.other_gradient.mutable_data_ptr() : nullptr;
     }
-    Tensor partials;
-    A* sum = nullptr;
+    Tensor partials, divisor;
+    PointwiseTotal<A> total{};
     if (grad != nullptr) {
       operands.set_coefficient(*grad);
       if (work.coefficient.at.dims > kOperandDims) operands.set_coefficient(grad->contiguous());
     } else if (each) {
       work.loss = results.loss.template mutable_data_ptr<A>();
     } else {
-      sum = results.loss.template mutable_data_ptr<A>();
-      partials = at::empty({kMaxChunks}, input.options().dtype(at::kDouble));
+      total.result = results.loss.template mutable_data_ptr<A>();
+      partials = at::empty({kMaxChunks * 2}, input.options().dtype(at::kDouble));
+      total.partials = reinterpret_cast<PointwiseSum*>(partials.template mutable_data_ptr<double>());
+      // The mean of a forward pass, for which the losses and what is kept can be counted at once.
+      total.by_kept = options.reduction == Reduction::Mean && !with_gradient && !options.normalizer &&
+                      !options.sample_weight && !operands.counted.defined();
     }
-    const auto divisor = divisor_of(operands, options, input, device);
-    run_pointwise<decltype(t)>(
-        static_cast<int>(options.loss), work,
-        divisor.defined() ? reinterpret_cast<const PointwiseDivisor*>(divisor.template const_data_ptr<double>())
-                          : nullptr,
-        partials.defined() ? partials.template mutable_data_ptr<double>() : nullptr, sum, device.stream);
+    if (!total.by_kept) divisor = divisor_of(operands, options, input, device);
+    if (divisor.defined()) {
+      total.divisor = reinterpret_cast<const PointwiseDivisor*>(divisor.template const_data_ptr<double>());
+    }
+    run_pointwise<decltype(t)>(static_cast<int>(options.loss), work, total, device.stream);
   });
   return results;
 }

@@ -9,9 +9,14 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Packs that a thread has under way: their masks are all read before the operands of any.
-template <class T>
-constexpr int kPacks = sizeof(T) == 8 ? 1 : 2;
+// Packs that a thread has under way, their masks and operands at once: none of them waits for another.
+template <class Formula, class T>
+constexpr int kPacks = sizeof(T) == 8                           ? 1
+                       : sizeof(T) == 2 || Formula::takes_other ? 2
+                                                                : 4;
+
+// Blocks of a multiprocessor: without a bound the compiler spreads packs over more registers than it takes.
+constexpr int kResident = 3;
 
 template <class A>
 struct DeviceMath : ScalarMath<A> {
@@ -21,6 +26,19 @@ struct DeviceMath : ScalarMath<A> {
       return __fdividef(1.0f, x);
     } else {
       return 1 / x;
+    }
+  }
+  // Within 2 units in the last place, without a branch. The polynomial was fitted to log(1 + x) / x from 0 to 1.
+  __device__ __forceinline__ static A log1p_of_fraction(A x) {
+    if constexpr (std::is_same_v<A, float>) {
+      constexpr float fitted[] = {-0.0032440233f, 0.0198514536f, -0.0569595173f, 0.106036536f,  -0.153055921f,
+                                  0.196759388f,   -0.249541342f, 0.333299637f,   -0.499999017f, 1.0f};
+      float sum = fitted[0];
+#pragma unroll
+      for (int i = 1; i < 10; ++i) sum = x * sum + fitted[i];
+      return x * sum;
+    } else {
+      return log1p(x);
     }
   }
   // Of x from 0 to 1: pow itself spills registers.
@@ -38,10 +56,11 @@ struct Elements {
   A* loss;
   void* gradient;
   void* other_gradient;
+  bool contiguous;  // input, target, other and mask
 };
 
 template <class A>
-struct Weight {
+struct Counted {
   Sum<A> sum;
   std::int64_t kept = 0;
 };
@@ -52,7 +71,7 @@ struct Merge {
     return a + b;
   }
   template <class A>
-  __device__ __forceinline__ Weight<A> operator()(const Weight<A>& a, const Weight<A>& b) const {
+  __device__ __forceinline__ Counted<A> operator()(const Counted<A>& a, const Counted<A>& b) const {
     return {a.sum + b.sum, a.kept + b.kept};
   }
 };
@@ -66,7 +85,7 @@ struct WarpMerge {
 // What losses are multiplied with; drops what has a weight of 0 from `kept`.
 template <class A, int n>
 __device__ __forceinline__ void load_factors(const Elements<A>& work, std::int64_t first, int count, A (&factors)[n],
-                                             unsigned& kept) {
+                                             Kept<n>& kept) {
 #pragma unroll
   for (A& factor : factors) factor = 1;
 #pragma unroll 1
@@ -75,7 +94,7 @@ __device__ __forceinline__ void load_factors(const Elements<A>& work, std::int64
     load_elements<A, n>(work.factors[f], first, count).get(values);
 #pragma unroll
     for (int j = 0; j < n; ++j) {
-      if (f < work.dropping && values[j] == 0) kept &= ~(1u << j);
+      if (f < work.dropping && values[j] == 0) kept.drop(j);
       factors[j] *= values[j];
     }
   }
@@ -83,33 +102,33 @@ __device__ __forceinline__ void load_factors(const Elements<A>& work, std::int64
 
 // Of the elements from `begin` to `end` that fall to this one of `lanes` threads.
 template <class A>
-__device__ Weight<A> weigh(const Elements<A>& work, std::int64_t begin, std::int64_t end, int lane, int lanes) {
-  Weight<A> weight;
+__device__ Counted<A> weigh(const Elements<A>& work, std::int64_t begin, std::int64_t end, int lane, int lanes) {
+  Counted<A> weight;
   if (work.factor_count == 0) {
     constexpr int n = 16;
     for (auto i = begin + lane * n; i < end; i += lanes * n) {
       const int count = static_cast<int>(min(std::int64_t(n), end - i));
-      weight.kept += __popc(kept_of(work.mask, load_mask<n, true>(work.mask, i, count), count));
+      weight.kept += load_kept<n, true>(work.mask, i, count).count();
     }
     return weight;
   }
   constexpr int n = Pack<A>::size;
   for (auto i = begin + lane * n; i < end; i += lanes * n) {
     const int count = static_cast<int>(min(std::int64_t(n), end - i));
-    auto kept = kept_of(work.mask, load_mask<n, true>(work.mask, i, count), count);
-    if (kept == 0) continue;
+    auto kept = load_kept<n, true>(work.mask, i, count);
+    if (!kept.any()) continue;
     A factors[n], sum = 0;
     load_factors(work, i, count, factors, kept);
 #pragma unroll
-    for (int j = 0; j < n; ++j) sum += (kept >> j & 1) ? factors[j] : A(0);
+    for (int j = 0; j < n; ++j) sum += kept[j] ? factors[j] : A(0);
     weight.sum.add(sum);
-    weight.kept += __popc(kept);
+    weight.kept += kept.count();
   }
   return weight;
 }
 
 template <class A>
-__device__ __forceinline__ PointwiseSum sum_of(const Elements<A>& work, const Weight<A>& weight, double times) {
+__device__ __forceinline__ PointwiseSum sum_of(const Elements<A>& work, const Counted<A>& weight, double times) {
   return {(work.factor_count == 0 ? double(weight.kept) : weight.sum.value()) * times, weight.kept};
 }
 
@@ -149,7 +168,7 @@ __global__ void __launch_bounds__(kThreads)
   std::int64_t with_kept = 0;
   for (auto base = begin; base < end; base += kThreads / lanes) {
     const auto s = base + group;
-    Weight<A> weight;
+    Counted<A> weight;
     if (s < end) weight = weigh(work, s * weighing.length, (s + 1) * weighing.length, lane, lanes);
     weight = lanes == kThreads ? reduce_block(weight, WarpMerge{}) : reduce_lanes(weight, lanes, Merge{});
     if (lane != 0 || s >= end) continue;
@@ -167,13 +186,8 @@ __global__ void __launch_bounds__(kThreads) finish_divisor(Weighing<A> weighing,
   if (split > 0 && weighing.by_sequence) {
     for (auto s = threadIdx.x / 32; s < weighing.sequences; s += kThreads / 32) {
       PointwiseSum sum;
-      for (int i = threadIdx.x % 32; i < split; i += 32) {
-        const auto& part = weighing.parts[s * split + i];
-        sum = {sum.weight + part.weight, sum.kept + part.kept};
-      }
-      sum = reduce_lanes(sum, 32, [](const PointwiseSum& a, const PointwiseSum& b) {
-        return PointwiseSum{a.weight + b.weight, a.kept + b.kept};
-      });
+      for (int i = threadIdx.x % 32; i < split; i += 32) sum = sum + weighing.parts[s * split + i];
+      sum = WarpSum{}(sum);
       if (threadIdx.x % 32 != 0) continue;
       give_share(weighing, s, sum.weight);
       total += sum.kept > 0;
@@ -187,99 +201,130 @@ __global__ void __launch_bounds__(kThreads) finish_divisor(Weighing<A> weighing,
   if (threadIdx.x == 0) give_divisor(weighing, total);
 }
 
-__device__ __forceinline__ double divided(double sum, const PointwiseDivisor* divisor) {
-  const double by = divisor == nullptr ? 1 : divisor->value;
-  return by == 0 ? 0 : sum / by;
+template <class A>
+__device__ __forceinline__ void give_total(const PointwiseTotal<A>& total, const PointwiseSum& sum) {
+  const double by = total.by_kept ? double(sum.kept) : total.divisor == nullptr ? 1 : total.divisor->value;
+  *total.result = static_cast<A>(by == 0 ? 0 : sum.weight / by);
 }
 
-// A block a chunk of so many packs.
-template <class Formula, class T>
-__global__ void __launch_bounds__(kThreads)
-    pointwise_elements(Elements<Accumulation<T>> work, const PointwiseDivisor* divisor, std::int64_t chunk,
-                       double* partials, Accumulation<T>* result) {
+// A pack of each operand.
+template <class T, int n>
+struct Operands {
+  Kept<n> kept;
+  Group<T, n> input, target, other;
+};
+
+// A block a chunk of so many packs. `slopes`: gradients are wanted.
+template <class Formula, class T, bool slopes>
+__global__ void __launch_bounds__(kThreads, kResident)
+    pointwise_elements(Elements<Accumulation<T>> work, std::int64_t chunk, PointwiseTotal<Accumulation<T>> total) {
   using A = Accumulation<T>;
-  constexpr int n = Pack<T>::size, packs = kPacks<T>;
+  constexpr int n = Pack<T>::size, packs = kPacks<Formula, T>;
+  constexpr auto step = std::int64_t(kThreads) * n, tile = packs * step;
   const bool has_other = Formula::takes_other && work.other.data != nullptr;
-  const bool dropped = divisor != nullptr && divisor->value == 0;  // a divisor of 0 gives 0
-  const A slope_factor = divisor == nullptr ? A(1) : static_cast<A>(divisor->reciprocal);
+  const bool dropped = total.divisor != nullptr && total.divisor->value == 0;  // a divisor of 0 gives 0
+  const A slope_factor = total.divisor == nullptr ? A(1) : static_cast<A>(total.divisor->reciprocal);
   const auto begin = blockIdx.x * chunk * n, end = min(begin + chunk * n, work.count);
-  Sum<A> sum;
-  for (auto i = begin + threadIdx.x * n; i < end; i += packs * kThreads * n) {
-    const auto first_of = [&](int k) { return i + k * (kThreads * n); };
+  Counted<A> counted;
+  for (auto at = begin; at < end; at += tile) {
+    const auto first_of = [&](int k) { return at + threadIdx.x * n + k * step; };
     const auto count_of = [&](int k) {
       return static_cast<int>(max(std::int64_t(0), min(std::int64_t(n), end - first_of(k))));
     };
-    Group<unsigned char, n> mask[packs];
-    Group<T, n> inputs[packs], targets[packs], others[packs];
-    unsigned kept[packs];
+    Operands<T, n> operands[packs];
+    if (work.contiguous && at + tile <= end) {
 #pragma unroll
-    for (int k = 0; k < packs; ++k) mask[k] = load_mask<n>(work.mask, first_of(k), count_of(k));
+      for (int k = 0; k < packs; ++k) {
+        operands[k].kept = load_contiguous_kept<n>(work.mask, first_of(k));
+        operands[k].input = load_contiguous<T, n>(work.input, first_of(k));
+        operands[k].target = load_contiguous<T, n>(work.target, first_of(k));
+        if (has_other) operands[k].other = load_contiguous<T, n>(work.other, first_of(k));
+      }
+    } else {
 #pragma unroll
-    for (int k = 0; k < packs; ++k) {
-      kept[k] = dropped ? 0 : kept_of(work.mask, mask[k], count_of(k));
-      if (kept[k] == 0) continue;
-      inputs[k] = load_elements<T, n>(work.input, first_of(k), count_of(k));
-      targets[k] = load_elements<T, n>(work.target, first_of(k), count_of(k));
-      if (has_other) others[k] = load_elements<T, n>(work.other, first_of(k), count_of(k));
+      for (int k = 0; k < packs; ++k) operands[k].kept = load_kept<n>(work.mask, first_of(k), count_of(k));
+#pragma unroll
+      for (int k = 0; k < packs; ++k) {
+        // A mask that is repeated has come from a cache, and says the same of many packs.
+        if (count_of(k) == 0 || (work.mask.repeats && !operands[k].kept.any())) continue;
+        operands[k].input = load_elements<T, n>(work.input, first_of(k), count_of(k));
+        operands[k].target = load_elements<T, n>(work.target, first_of(k), count_of(k));
+        if (has_other) operands[k].other = load_elements<T, n>(work.other, first_of(k), count_of(k));
+      }
     }
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
       const auto first = first_of(k);
       const int count = count_of(k);
-      if (count == 0) continue;
-      A losses[n] = {}, slopes[n] = {}, other_slopes[n] = {};
-      if (kept[k] != 0) {
-        A factors[n], sum_of_pack = 0;
-        load_factors(work, first, count, factors, kept[k]);
-        T input[n], target[n], other[n];
-        inputs[k].get(input);
-        targets[k].get(target);
-        others[k].get(other);
+      auto& kept = operands[k].kept;
+      if (dropped) kept = Kept<n>::first(0);
+      A factors[n], sum = 0, losses[n], input_slopes[n], other_slopes[n];
+      load_factors(work, first, count, factors, kept);
+      T input[n], target[n], other[n];
+      operands[k].input.get(input);
+      operands[k].target.get(target);
+      operands[k].other.get(other);
 #pragma unroll
-        for (int j = 0; j < n; ++j) {
-          const auto terms = Formula::template at<DeviceMath<A>>(
-              widen(input[j]), widen(target[j]), has_other ? widen(other[j]) : A(Formula::safe_other), work.numbers);
-          // Chosen, not multiplied: what is not kept may be anything.
-          const bool counts = kept[k] >> j & 1;
-          losses[j] = counts ? terms.value * factors[j] : A(0);
-          slopes[j] = counts ? terms.input * (factors[j] * slope_factor) : A(0);
-          other_slopes[j] = counts ? terms.other * (factors[j] * slope_factor) : A(0);
-          sum_of_pack += losses[j];
+      for (int j = 0; j < n; ++j) {
+        const auto terms = Formula::template at<DeviceMath<A>>(
+            widen(input[j]), widen(target[j]), has_other ? widen(other[j]) : A(Formula::safe_other), work.numbers);
+        // Chosen, not multiplied: what is not kept may be anything.
+        losses[j] = kept[j] ? terms.value * factors[j] : A(0);
+        sum += losses[j];
+        if constexpr (slopes) {
+          input_slopes[j] = kept[j] ? terms.input * (factors[j] * slope_factor) : A(0);
+          other_slopes[j] = kept[j] ? terms.other * (factors[j] * slope_factor) : A(0);
         }
-        sum.add(sum_of_pack);
       }
+      counted.sum.add(sum);
+      if (total.by_kept) counted.kept += kept.count();
+      if (count == 0) continue;
       if (work.loss != nullptr) store_elements(work.loss + first, count, losses);
-      if (work.gradient != nullptr) store_elements(static_cast<T*>(work.gradient) + first, count, slopes);
-      if constexpr (Formula::has_other_slope) {
-        if (work.other_gradient != nullptr)
+      if constexpr (slopes) {
+        store_elements(static_cast<T*>(work.gradient) + first, count, input_slopes);
+        if (Formula::has_other_slope && work.other_gradient != nullptr) {
           store_elements(static_cast<T*>(work.other_gradient) + first, count, other_slopes);
+        }
       }
     }
   }
-  if (result == nullptr) return;
-  sum = reduce_block(sum, WarpMerge{});
+  if (total.result == nullptr) return;
+  counted = reduce_block(counted, WarpMerge{});
   if (threadIdx.x != 0) return;
+  const PointwiseSum sum{counted.sum.value(), counted.kept};
   if (gridDim.x == 1) {
-    *result = static_cast<A>(divided(sum.value(), divisor));
+    give_total(total, sum);
   } else {
-    partials[blockIdx.x] = sum.value();
+    total.partials[blockIdx.x] = sum;
   }
 }
 
 template <class A>
-__global__ void __launch_bounds__(kThreads)
-    finish_sum(const double* partials, int count, const PointwiseDivisor* divisor, A* result) {
-  double sum = 0;
-  for (int i = threadIdx.x; i < count; i += kThreads) sum += partials[i];
+__global__ void __launch_bounds__(kThreads) finish_sum(PointwiseTotal<A> total, int count) {
+  PointwiseSum sum;
+  for (int i = threadIdx.x; i < count; i += kThreads) sum = sum + total.partials[i];
   sum = reduce_block(sum, WarpSum{});
-  if (threadIdx.x == 0) *result = static_cast<A>(divided(sum, divisor));
+  if (threadIdx.x == 0) give_total(total, sum);
 }
 
 template <class A>
 Elements<A> elements_of(const PointwiseWork<A>& work) {
-  Elements<A> elements{
-      work.count, strided(work.input), strided(work.target), strided(work.other), strided(work.mask), {}, 0, 0,
-      {},         work.loss,           work.gradient,        work.other_gradient};
+  Elements<A> elements{work.count,
+                       strided(work.input),
+                       strided(work.target),
+                       strided(work.other),
+                       strided(work.mask),
+                       {},
+                       0,
+                       0,
+                       {},
+                       work.loss,
+                       work.gradient,
+                       work.other_gradient,
+                       true};
+  for (const auto* operand : {&elements.input, &elements.target, &elements.other, &elements.mask}) {
+    elements.contiguous &= operand->contiguous;
+  }
   std::copy(std::begin(work.numbers), std::end(work.numbers), elements.numbers);
   const auto add = [&](const Operand& factor) {
     if (factor.data != nullptr) elements.factors[elements.factor_count++] = strided(factor);
@@ -290,18 +335,6 @@ Elements<A> elements_of(const PointwiseWork<A>& work) {
   add(work.weight);
   add(work.coefficient);
   return elements;
-}
-
-template <class T, class A, int index = 0>
-void launch_formula(int formula, const Elements<A>& work, const PointwiseDivisor* divisor, std::int64_t chunk,
-                    unsigned blocks, double* partials, A* result, cudaStream_t stream) {
-  if constexpr (index < int(kPointwiseFormulas)) {
-    if (formula != index) {
-      return launch_formula<T, A, index + 1>(formula, work, divisor, chunk, blocks, partials, result, stream);
-    }
-    using Formula = std::tuple_element_t<index, PointwiseFormulas>;
-    launch(pointwise_elements<Formula, T>, {blocks, kThreads}, stream, work, divisor, chunk, partials, result);
-  }
 }
 
 constexpr std::int64_t kPartLength = 1 << 14;  // elements that are worth a block
@@ -329,16 +362,19 @@ void find_divisor(const PointwiseWork<A>& of, const Weighing<A>& weighing, cudaS
   launch(finish_divisor<A>, {1, kThreads}, stream, weighing, parts, split);
 }
 
-template <class T, class A>
-void run_pointwise(int formula, const PointwiseWork<A>& work, const PointwiseDivisor* divisor, double* partials, A* sum,
-                   cudaStream_t stream) {
-  constexpr std::int64_t tile = kThreads * kPacks<T>;
-  const auto packs = divide_up(work.count, Pack<T>::size);
-  const auto chunk = std::max<std::int64_t>(1, divide_up(packs, kMaxChunks * tile)) * tile;
-  const auto blocks = static_cast<unsigned>(std::max<std::int64_t>(1, divide_up(packs, chunk)));
-  launch_formula<T>(formula, elements_of(work), divisor, chunk, blocks, partials, sum, stream);
-  if (sum != nullptr && blocks > 1) {
-    launch(finish_sum<A>, {1, kThreads}, stream, static_cast<const double*>(partials), int(blocks), divisor, sum);
+template <class T, class A, int index>
+void run_pointwise(int formula, const PointwiseWork<A>& of, const PointwiseTotal<A>& to, cudaStream_t stream) {
+  if constexpr (index < int(kPointwiseFormulas)) {
+    if (formula != index) return run_pointwise<T, A, index + 1>(formula, of, to, stream);
+    using Formula = std::tuple_element_t<index, PointwiseFormulas>;
+    constexpr std::int64_t tile = kThreads * kPacks<Formula, T>;
+    const auto packs = divide_up(of.count, Pack<T>::size);
+    const auto chunk = std::max<std::int64_t>(1, divide_up(packs, kMaxChunks * tile)) * tile;
+    const auto blocks = static_cast<unsigned>(std::max<std::int64_t>(1, divide_up(packs, chunk)));
+    const auto kernel =
+        of.gradient == nullptr ? pointwise_elements<Formula, T, false> : pointwise_elements<Formula, T, true>;
+    launch(kernel, {blocks, kThreads}, stream, elements_of(of), chunk, to);
+    if (to.result != nullptr && blocks > 1) launch(finish_sum<A>, {1, kThreads}, stream, to, int(blocks));
   }
 }
 
@@ -348,7 +384,7 @@ INSTANTIATE(double)
 #undef INSTANTIATE
 
 #define INSTANTIATE(T, A) \
-  template void run_pointwise<T>(int, const PointwiseWork<A>&, const PointwiseDivisor*, double*, A*, cudaStream_t);
+  template void run_pointwise<T>(int, const PointwiseWork<A>&, const PointwiseTotal<A>&, cudaStream_t);
 MASKED_LOSS_EACH_DTYPE(INSTANTIATE)
 #undef INSTANTIATE
 

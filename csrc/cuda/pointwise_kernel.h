@@ -31,11 +31,18 @@ struct Weighing {
 template <class A>
 void find_divisor(const PointwiseWork<A>& work, const Weighing<A>& weighing, cudaStream_t stream);
 
-// The loss of `formula` over all elements. T is the device's type of input, target and other; `divisor` may be null for
-// 1; `sum`, if not null, gets the sum of the losses, divided, by way of `partials`, [kMaxChunks]. Loss and gradients
-// begin at multiples of 16 bytes.
-template <class T, class A>
-void run_pointwise(int formula, const PointwiseWork<A>& work, const PointwiseDivisor* divisor, double* partials, A* sum,
-                   cudaStream_t stream);
+// What becomes of the losses' sum.
+template <class A>
+struct PointwiseTotal {
+  A* result;                        // null: it is not wanted
+  PointwiseSum* partials;           // [kMaxChunks], of the blocks
+  const PointwiseDivisor* divisor;  // of the sum and of the gradients; null: 1
+  bool by_kept;                     // the sum is divided by the number of kept elements instead
+};
+
+// The loss of `formula` over all elements. T is the device's type of input, target and other. Loss and gradients begin
+// at multiples of 16 bytes.
+template <class T, class A, int index = 0>
+void run_pointwise(int formula, const PointwiseWork<A>& work, const PointwiseTotal<A>& total, cudaStream_t stream);
 
 }  // namespace masked_loss::cuda

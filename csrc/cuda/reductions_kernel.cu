@@ -83,18 +83,17 @@ __device__ __forceinline__ unsigned kept_among(unsigned valid, const unsigned ch
   return kept;
 }
 
-// The kept elements, by one load where `wide` says that it reads nothing else.
+// The elements among `valid`, by one load where they are a pack. Loads do not wait for a mask.
 template <class T, int n>
-__device__ __forceinline__ Group<T, n> load_kept(unsigned kept, const T* from, std::int64_t stride, bool wide) {
-  if (wide) return load_line<false, T, n>(from);
+__device__ __forceinline__ Group<T, n> load_valid(unsigned valid, const T* from, std::int64_t stride, bool is_pack) {
+  if (is_pack) return load_line<false, T, n>(from);
   T values[n];
 #pragma unroll
-  for (int j = 0; j < n; ++j) values[j] = kept >> j & 1 ? from[j * stride] : T{};
+  for (int j = 0; j < n; ++j) values[j] = valid >> j & 1 ? from[j * stride] : T{};
   return Group<T, n>(values);
 }
 
-// Packs that a thread has under way: their masks are all read before any of them. Of several lines registers hold
-// fewer.
+// Packs that a thread has under way, with their masks. Of several lines registers hold fewer.
 template <bool one_line>
 constexpr int kPacks = one_line ? 4 : 2;
 
@@ -131,12 +130,12 @@ __device__ __forceinline__ Part<Accumulation<T>> reduce_line(const MomentsWork<T
 #pragma unroll 1
   for (auto first = begin + lane; first < end; first += lines.lanes * packs) {
     const T* from[packs];
-    unsigned kept[packs], whole = 0;
+    unsigned valid[packs], kept[packs];
     Group<T, n> groups[packs];
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
       const auto item = first + k * lines.lanes;
-      kept[k] = 0;
+      valid[k] = kept[k] = 0;
       if (item >= end) continue;
       auto i = item * n - row_shift;
       const auto* mask_from = mask;
@@ -148,17 +147,17 @@ __device__ __forceinline__ Part<Accumulation<T>> reduce_line(const MomentsWork<T
         i = (item - line * lines.packs) * n - shift_of(from[k]);
         from[k] += i * stride;
       }
-      unsigned valid = all;
-      if (i < 0) valid &= all << -i;
-      if (i + n > lines.length) valid &= i < lines.length ? all >> (i + n - lines.length) : 0;
-      kept[k] = kept_among<n>(valid, mask == nullptr ? nullptr : mask_from + i * mask_stride, mask_stride);
-      whole |= unsigned(stride == 1 && valid == all) << k;
+      valid[k] = all;
+      if (i < 0) valid[k] &= all << -i;
+      if (i + n > lines.length) valid[k] &= i < lines.length ? all >> (i + n - lines.length) : 0;
+      kept[k] = kept_among<n>(valid[k], mask == nullptr ? nullptr : mask_from + i * mask_stride, mask_stride);
     }
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
-      if (kept[k] == 0) continue;
+      // A mask that is repeated has come from a cache, and says the same of many packs.
+      if (valid[k] == 0 || (mask_stride == 0 && kept[k] == 0)) continue;
       if constexpr (one_line) from[k] = input + ((first + k * lines.lanes) * n - row_shift) * stride;
-      groups[k] = load_kept<T, n>(kept[k], from[k], stride, whole >> k & 1);
+      groups[k] = load_valid<T, n>(valid[k], from[k], stride, stride == 1 && valid[k] == all);
     }
     Few<order, A> few;
     if constexpr (order == 2) {
@@ -268,7 +267,8 @@ __global__ void __launch_bounds__(kThreads)
       }
 #pragma unroll
       for (int k = 0; k < rows; ++k) {
-        if (kept[k] != 0) groups[k] = load_kept<T, n>(kept[k], from + offsets[k], step, wide);
+        if (first + k * columns.groups >= end || (mask_step == 0 && kept[k] == 0)) continue;
+        groups[k] = load_valid<T, n>(valid, from + offsets[k], step, wide);
       }
       if constexpr (order == 2) {
 #pragma unroll
@@ -343,21 +343,27 @@ template <class T, class R>
 __global__ void __launch_bounds__(kThreads) affine_elements(AffineElements<R> work) {
   using A = Accumulation<T>;
   constexpr int n = Pack<T>::size, packs = 2;
-  const auto begin = (std::int64_t(blockIdx.x) * (packs * kThreads) + threadIdx.x) * n;
-  const auto first_of = [&](int k) { return begin + k * (kThreads * n); };
+  const auto begin = std::int64_t(blockIdx.x) * (packs * kThreads * n);
+  const auto first_of = [&](int k) { return begin + (threadIdx.x + k * kThreads) * n; };
   const auto count_of = [&](int k) {
     return static_cast<int>(max(std::int64_t(0), min(std::int64_t(n), work.count - first_of(k))));
   };
-  Group<unsigned char, n> masks[packs];
+  Kept<n> kept[packs];
   Group<T, n> inputs[packs];
-  unsigned kept[packs];
+  if (work.input.contiguous && work.mask.contiguous && begin + packs * kThreads * n <= work.count) {
 #pragma unroll
-  for (int k = 0; k < packs; ++k) masks[k] = load_mask<n>(work.mask, first_of(k), count_of(k));
+    for (int k = 0; k < packs; ++k) {
+      kept[k] = load_contiguous_kept<n>(work.mask, first_of(k));
+      if (work.input.data != nullptr) inputs[k] = load_contiguous<T, n>(work.input, first_of(k));
+    }
+  } else {
 #pragma unroll
-  for (int k = 0; k < packs; ++k) {
-    kept[k] = kept_of(work.mask, masks[k], count_of(k));
-    if (kept[k] == 0 || work.input.data == nullptr) continue;
-    inputs[k] = load_elements<T, n>(work.input, first_of(k), count_of(k));
+    for (int k = 0; k < packs; ++k) kept[k] = load_kept<n>(work.mask, first_of(k), count_of(k));
+#pragma unroll
+    for (int k = 0; k < packs; ++k) {
+      if (work.input.data == nullptr || (work.mask.repeats && !kept[k].any())) continue;
+      inputs[k] = load_elements<T, n>(work.input, first_of(k), count_of(k));
+    }
   }
 #pragma unroll
   for (int k = 0; k < packs; ++k) {
@@ -365,7 +371,7 @@ __global__ void __launch_bounds__(kThreads) affine_elements(AffineElements<R> wo
     const int count = count_of(k);
     if (count == 0) continue;
     A values[n] = {};
-    if (kept[k] != 0) {
+    if (kept[k].any()) {
       load_elements<A, n, true>(work.scale, first, count).get(values);
       if (work.input.data != nullptr) {
         T input[n];
@@ -382,7 +388,7 @@ __global__ void __launch_bounds__(kThreads) affine_elements(AffineElements<R> wo
         for (int j = 0; j < n; ++j) values[j] += offset[j];
       }
 #pragma unroll
-      for (int j = 0; j < n; ++j) values[j] = kept[k] >> j & 1 ? values[j] : A(0);
+      for (int j = 0; j < n; ++j) values[j] = kept[k][j] ? values[j] : A(0);
     }
     store_elements(work.result + first, count, values);
   }

@@ -16,6 +16,7 @@ struct Case {
   int lanes = 0;        // of the regime Lanes, where it is not to be picked
   bool extras = false;  // class mask, class weights, label smoothing, z-loss
   bool probabilities = false;
+  bool aligned = false;  // what is read and written, to 16 bytes
 };
 
 template <class T>
@@ -27,8 +28,8 @@ class Problem {
       : of_(of),
         random_(seed),
         elements_(std::size_t(of.rows * of.classes)),
-        logits_(elements_, random_() % 8),
-        gradient_(elements_, random_() % 8),
+        logits_(elements_, of.aligned ? 0 : random_() % 8),
+        gradient_(elements_, of.aligned ? 0 : random_() % 8),
         class_mask_(of.extras ? elements_ : 0, random_() % 8),
         probabilities_(of.probabilities ? elements_ : 0, random_() % 8),
         weight_(of.classes),
@@ -113,7 +114,8 @@ class Problem {
     call.order = order_.data();
     call.kept = kept_.data();
     emulation::ptx_version = of_.clusters ? 90 : 89;
-    auto regime = pick_cross_entropy_regime(mode, of_.rows, of_.classes, sizeof(T), of_.beside, of_.multiprocessors);
+    auto regime = pick_cross_entropy_regime(mode, of_.rows, of_.classes, sizeof(T), of_.beside, is_plain(work),
+                                            of_.multiprocessors);
     if (of_.lanes > 0) regime.lanes = of_.lanes;
     Buffer<RowPart<A>> parts(of_.rows * regime.slices);
     call.parts = parts.data();
@@ -288,12 +290,37 @@ TEST(CrossEntropyRegime, ClustersAreUpToWhatTheKernelsAreCompiledFor) {
   for (const int version : {75, 80, 89, 90, 100, 120}) {
     emulation::ptx_version = version;
     for (const std::int64_t rows : {2048, 20}) {  // of 128 KB
-      const auto regime = pick_cross_entropy_regime(Mode::ForwardGrad, rows, 32000, 4, true, 132);
+      const auto regime = pick_cross_entropy_regime(Mode::ForwardGrad, rows, 32000, 4, true, false, 132);
       EXPECT_EQ(regime.kind == CrossEntropyRegime::Packs && regime.slices > 1, version >= 90) << version;
     }
-    EXPECT_EQ(pick_cross_entropy_regime(Mode::Forward, 2048, 32000, 4, true, 132).slices, 1) << version;
+    EXPECT_EQ(pick_cross_entropy_regime(Mode::Forward, 2048, 32000, 4, true, false, 132).slices, 1) << version;
+    const auto plain = pick_cross_entropy_regime(Mode::ForwardGrad, 2048, 32000, 4, true, true, 132);
+    EXPECT_EQ(plain.kind == CrossEntropyRegime::Ring, version >= 90) << version;
   }
   emulation::ptx_version = 90;
+}
+
+// Rows in a ring of chunks, by one block or a cluster; fewer rows than groups of warps, and so many that the ring is
+// filled again. Not all blocks of a cluster have as many chunks.
+TYPED_TEST(CrossEntropyKernel, RowsInARing) {
+  for (const auto& [bytes, rows] : {std::pair(32768, 30),
+                                    {49168, 9},
+                                    {65536, 20},
+                                    {98320, 7},
+                                    {131088, 5},
+                                    {294928, 3},
+                                    {400000, 4},
+                                    {20 << 20, 2}}) {
+    if (kShort && bytes > 40000) continue;
+    if (bytes > 1 << 20 && sizeof(TypeParam) != 4) continue;  // longer than rings are
+    Case of{kShort ? 4 : rows, bytes / 16 * std::int64_t(16 / sizeof(TypeParam)), 1, true};
+    of.aligned = true;
+    for (const auto mode : {Mode::Forward, Mode::ForwardGrad}) {
+      Problem<TypeParam> problem(of, unsigned(bytes));
+      with_schedules(bytes < 1 << 16 ? 4 : 1, [&] { problem.check(mode); });
+      if (::testing::Test::HasFailure()) return;
+    }
+  }
 }
 
 // Classes that lie apart, as in [B, C, T].

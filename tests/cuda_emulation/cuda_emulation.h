@@ -32,6 +32,8 @@ constexpr int warpSize = 32;
 #define cudaGetErrorString emulation::get_error_string
 #define cudaGetDevice emulation::get_device
 #define cudaFuncGetAttributes emulation::get_attributes
+#define cudaFuncSetAttribute emulation::set_attribute
+#define cudaOccupancyMaxActiveClusters emulation::max_active_clusters
 #define cudaLaunchKernelEx emulation::launch
 
 // Where a function is called from, for messages.
@@ -92,6 +94,10 @@ inline int __all_sync(unsigned mask, int predicate, EMULATION_SITE) {
   unsigned votes;
   emulation::exchange(predicate, emulation::self().lane, {"__all_sync", mask, file, line}, &votes);
   return votes == mask;
+}
+
+inline int __reduce_max_sync(unsigned mask, int value, EMULATION_SITE) {
+  return emulation::reduce(value, {"__reduce_max_sync", mask, file, line}, [](int a, int b) { return std::max(a, b); });
 }
 
 #define EMULATION_LOAD(name)                                                    \

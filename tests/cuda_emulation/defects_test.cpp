@@ -1,7 +1,7 @@
 // That the emulation notices what it is there for: kernels with one mistake each.
 #include <functional>
 
-#include "cuda/device.cuh"
+#include "cuda/async.cuh"
 #include "kernels.h"
 
 #pragma GCC diagnostic ignored "-Wunused-function"  // each sanitizer has its own
@@ -61,6 +61,45 @@ __global__ void unwritten_shared_memory(float* out) {
 }
 __global__ void order_of_blocks(int* count, int* order) {
   if (threadIdx.x == 0) order[atomicAdd(count, 1)] = int(blockIdx.x);
+}
+
+// Copies 64 bytes in and out of shared memory, each mistake by its number.
+struct Copied {
+  alignas(16) Pack<float> packs[4];
+  Barrier full;
+};
+__global__ void copies_with_a_mistake(const float* in, float* out, int mistake) {
+  auto& memory = shared<Copied, struct CopiesWithAMistake>();
+  auto& [packs, full] = memory;
+  if (threadIdx.x == 0) {
+    if (mistake != 1) full.init(1);
+    if (mistake == 2) full.init(1);
+    fence_barriers();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    full.arrive_and_expect(mistake == 3 ? 48 : 64);
+    if (mistake == 4) full.arrive();
+    bulk_load(packs, in + (mistake == 5 ? 1 : 0), mistake == 6 ? 56 : 64, full);
+    if (mistake == 7) return;
+  }
+  if (mistake != 8) full.wait(mistake == 9 ? 1 : 0);
+  if (threadIdx.x < 4) {
+    Pack<float> pack = packs[threadIdx.x];
+    for (float& x : pack.values) x += 1;
+    write_for_bulk_store(&packs[threadIdx.x], pack);
+    if (mistake != 10) fence_for_bulk_stores();
+  }
+  if (mistake == 11) {
+    if (threadIdx.x < 32) sync_threads(16, 32);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    bulk_store(out, packs, 64);
+    if (mistake != 12) commit_bulk_stores();
+    if (mistake != 13) wait_for_bulk_stores<0>();
+    if (mistake == 13) packs[0].values[0] = -1;
+  }
 }
 
 // What only a sanitizer sees.
@@ -124,6 +163,32 @@ TEST_F(Defects, Lanes) {
 TEST_F(Defects, Memory) {
   expect_error([&] { launch(misaligned_pack, {1, 1}, nullptr, out()); }, "has a misaligned address");
   expect_error([&] { launch(neighbour_has_returned, {2, 32, 0, 2}, nullptr, out()); }, "a block that has returned");
+}
+
+TEST_F(Defects, Copies) {
+  Buffer<float> in(20);
+  for (std::size_t i = 0; i < in.size(); ++i) in[i] = float(i);
+  const auto run = [&](int mistake) { launch(copies_with_a_mistake, {1, 64}, nullptr, in.data(), out(), mistake); };
+  for (unsigned seed = 0; seed <= 10; ++seed) {
+    emulation::schedule.set(seed);
+    std::fill_n(out(), 16, -7.0f);
+    run(0);
+    for (int i = 0; i < 16; ++i) EXPECT_EQ(out()[i], in[i] + 1) << seed;
+  }
+  emulation::schedule.set(0);
+  expect_error([&] { run(1); }, "has not been initialized");
+  expect_error([&] { run(2); }, "has been initialized");
+  expect_error([&] { run(3); }, "wait in Barrier::wait");
+  expect_error([&] { run(4); }, "comes when all have arrived");
+  expect_error([&] { run(5); }, "has a misaligned address");
+  expect_error([&] { run(6); }, "is not a multiple of 16");
+  expect_error([&] { run(7); }, "threads wait for others");
+  expect_error([&] { run(8); }, "has returned before copies");
+  expect_error([&] { run(9); }, "has returned before copies");
+  expect_error([&] { run(10); }, "without a fence for the copy engine");
+  expect_error([&] { run(11); }, "is not from 1 to 15");
+  expect_error([&] { run(12); }, "has returned before copies");
+  expect_error([&] { run(13); }, "has returned before copies");
 }
 
 TEST_F(Defects, Launches) {

@@ -3,7 +3,8 @@
 // Every CUDA thread is a fiber. A fiber runs until it reaches a barrier or a warp exchange, and then waits for the
 // threads it has to meet there; which of the ready threads runs next is drawn from the schedule's seed. Mistakes that
 // a GPU answers with a hang or with garbage end the launch with an Error that says who waits where. AddressSanitizer
-// sees the bounds of shared memory; ThreadSanitizer sees CUDA's own rules (only barriers order memory accesses).
+// sees the bounds of shared memory; ThreadSanitizer sees CUDA's own rules (only barriers order memory accesses). Copies
+// of the bulk copy engine happen late: at a time that the schedule draws, or when nothing else can go on.
 //
 // Not modelled: registers, launch bounds, bank conflicts, memory fences, blocks that wait for one another.
 #pragma once
@@ -23,6 +24,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -259,6 +261,8 @@ struct Thread {
   Site site;                                       // where it waits
   alignas(16) unsigned char given[16], taken[16];  // in a warp exchange
   unsigned source, votes;
+  unsigned group;                                             // of bulk stores that is being filled
+  std::vector<std::pair<const char*, std::size_t>> unfenced;  // what it has written, unseen by the copy engine
 };
 
 struct Gathering {  // of the threads that wait for each other
@@ -286,6 +290,23 @@ struct Block {
   std::vector<Warp> warps;
   std::size_t running;
   Gathering barrier;
+  std::map<unsigned, Gathering> named;  // barriers, by their number
+};
+
+// An mbarrier: a phase completes when so many have arrived and all bytes that they announced have come.
+struct Mbarrier {
+  long long expected, pending, bytes = 0;
+  unsigned phase = 0;
+  std::vector<Thread*> waiting;
+  char clocks[2];
+};
+
+// What the hardware does by itself.
+struct Operation {
+  const Block* block;   // whose shared memory it touches
+  const Thread* owner;  // of a bulk store, and its group
+  unsigned group;
+  std::function<void()> perform;
 };
 
 class Machine {
@@ -294,7 +315,14 @@ class Machine {
 
   Thread* current = nullptr;  // nullptr: no kernel is running
   Launch shape;
+  std::vector<Operation> operations;  // that have been asked for
+  std::map<const void*, Mbarrier> mbarriers;
 
+  void perform(std::size_t i) {
+    const auto operation = std::move(operations[i]);
+    operations.erase(operations.begin() + static_cast<std::ptrdiff_t>(i));
+    operation.perform();
+  }
   void run(const Launch& launched, const void* name, void (*call)(const void*), const void* kernel);
   [[noreturn]] void fail(const Site& site, const char* what, const Site* other = nullptr);
   void wake(Thread& thread) {
@@ -311,6 +339,7 @@ class Machine {
   void start(Block& block);
   void run_resident();
   Thread* next();
+  Thread* ready();
   void finish(Block& block);
   void release_memory();
   std::string stuck() const;
@@ -402,6 +431,7 @@ inline void Machine::start(Block& block) {
   block.warps.resize((threads + 31) / 32);
   block.running = threads;
   block.barrier = {};
+  block.named.clear();
   for (std::size_t w = 0; w < block.warps.size(); ++w) {
     Warp& warp = block.warps[w];
     warp.threads = &block.threads[w * 32];
@@ -417,11 +447,23 @@ inline void Machine::start(Block& block) {
     thread.lane = rank % 32;
     thread.index = {rank % size.x, rank / size.x % size.y, rank / size.x / size.y};
     thread.fiber = nullptr;
+    thread.group = 0;
+    thread.unfenced.clear();
     wake(thread);
   }
 }
 
 inline Thread* Machine::next() {
+  const auto perform_one = [&] { perform(schedule.shuffled() ? schedule.random() % operations.size() : 0); };
+  if (!operations.empty() && schedule.shuffled() && schedule.random() % 8 == 0) perform_one();
+  for (;;) {
+    if (Thread* thread = ready()) return thread;
+    if (operations.empty()) return nullptr;
+    perform_one();
+  }
+}
+
+inline Thread* Machine::ready() {
   for (Warp* warp : order_) {
     if (warp->ready == 0) continue;
     unsigned lane = __builtin_ctz(warp->ready);
@@ -456,7 +498,11 @@ inline void Machine::run_resident() {
     if (!error_.empty()) abandon(error_);
     if (current != nullptr && current->state == Thread::Exited) {
       fibers_.give_back(current->fiber);
-      if (--current->block->running == 0) finish(*current->block);
+      if (--current->block->running > 0) continue;
+      for (const auto& operation : operations) {
+        if (operation.block == current->block) abandon("a block has returned before copies of its shared memory ended");
+      }
+      finish(*current->block);
     }
   }
   for (std::size_t i = 0; i < resident_; ++i) {
@@ -467,6 +513,8 @@ inline void Machine::run_resident() {
 
 inline void Machine::release_memory() {
   order_.clear();
+  operations.clear();
+  mbarriers.clear();
   fibers_.settle();
   for (std::size_t i = 0; i < resident_; ++i) {
     allow(blocks_[i].statics.get(), static_capacity);
@@ -660,6 +708,160 @@ T exchange(T value, unsigned source, const Site& site, unsigned* votes = nullptr
   return value;
 }
 
+// The same number for all lanes of a mask: merge(a, b) of all that they give.
+template <class T, class Merge>
+T reduce(T value, const Site& site, Merge merge) {
+  Hidden hidden;
+  Thread& thread = self();
+  if ((site.mask >> thread.lane & 1) == 0) machine.fail(site, "is called by a lane that is not in its mask");
+  std::memcpy(thread.given, &value, sizeof value);
+  const unsigned lanes = ~site.mask == 0 ? 32 : __builtin_popcount(site.mask);
+  gather<Unordered>(thread.warp->gatherings[site.mask], lanes, site, [&](const std::vector<Thread*>& threads) {
+    T all, other;
+    std::memcpy(&all, threads.front()->given, sizeof all);
+    for (const Thread* one : threads) {
+      std::memcpy(&other, one->given, sizeof other);
+      all = merge(all, other);
+    }
+    for (Thread* one : threads) std::memcpy(one->taken, &all, sizeof all);
+  });
+  std::memcpy(&value, thread.taken, sizeof value);
+  return value;
+}
+
+inline void named_barrier(unsigned number, unsigned threads, const Site& site) {
+  Block& block = *self().block;
+  if (number == 0 || number > 15) machine.fail(site, "has a number that is not from 1 to 15");
+  gather<Ordered>(block.named[number], threads, site, [](auto&) { machine.reshuffle(); });
+}
+
+inline Mbarrier& find_mbarrier(const void* address, const Site& site) {
+  Hidden hidden;
+  const auto found = machine.mbarriers.find(address);
+  if (found == machine.mbarriers.end()) machine.fail(site, "is of a barrier that has not been initialized");
+  return found->second;
+}
+
+inline void make_mbarrier(const void* address, unsigned arrivals, const Site& site) {
+  Hidden hidden;
+  if (arrivals == 0) machine.fail(site, "expects nobody");
+  if (machine.mbarriers.count(address) != 0) machine.fail(site, "is of a barrier that has been initialized");
+  Mbarrier& barrier = machine.mbarriers[address];
+  barrier.expected = barrier.pending = arrivals;
+}
+
+inline void settle(Mbarrier& barrier) {
+  if (barrier.pending != 0 || barrier.bytes != 0) return;
+  ++barrier.phase;
+  barrier.pending = barrier.expected;
+  for (Thread* thread : barrier.waiting) machine.wake(*thread);
+  barrier.waiting.clear();
+  machine.reshuffle();
+}
+
+// Announces bytes that will come, if any, and arrives.
+inline void arrive_at_mbarrier(const void* address, long long bytes, const Site& site) {
+  Mbarrier& barrier = find_mbarrier(address, site);
+  release(&barrier.clocks[barrier.phase % 2]);
+  Hidden hidden;
+  if (barrier.pending == 0) machine.fail(site, "comes when all have arrived");
+  barrier.bytes += bytes;
+  --barrier.pending;
+  settle(barrier);
+}
+
+inline void bytes_have_come(const void* address, long long bytes) {
+  Mbarrier& barrier = machine.mbarriers.at(address);
+  barrier.bytes -= bytes;
+  settle(barrier);
+}
+
+// Until the phase of that parity is not the current one.
+inline void wait_for_mbarrier(const void* address, unsigned parity, const Site& site) {
+  Mbarrier& barrier = find_mbarrier(address, site);
+  {
+    Hidden hidden;
+    Thread& thread = self();
+    if (barrier.phase % 2 == parity) {
+      thread.site = site;
+      thread.state = Thread::Waiting;
+      barrier.waiting.push_back(&thread);
+      machine.wait(thread);
+    }
+  }
+  acquire(&barrier.clocks[parity]);
+}
+
+inline void check_copy(const void* to, const void* from, std::size_t bytes, const Site& site) {
+  const auto aligned = [](const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; };
+  if (!aligned(to) || !aligned(from)) machine.fail(site, "has a misaligned address");
+  if (bytes == 0 || bytes % 16 != 0) machine.fail(site, "copies a number of bytes that is not a multiple of 16");
+}
+
+// Into shared memory; the barrier gets to know of the bytes.
+inline void bulk_load(void* to, const void* from, std::size_t bytes, const void* address, const Site& site) {
+  Hidden hidden;
+  check_copy(to, from, bytes, site);
+  find_mbarrier(address, site);
+  machine.operations.push_back({self().block, nullptr, 0, [=] {
+                                  std::memcpy(to, from, bytes);
+                                  bytes_have_come(address, static_cast<long long>(bytes));
+                                }});
+}
+
+// Out of shared memory, which is read late, in a group of this thread.
+inline void bulk_store(void* to, const void* from, std::size_t bytes, const Site& site) {
+  Hidden hidden;
+  check_copy(to, from, bytes, site);
+  const Thread& thread = self();
+  const auto* first = static_cast<const char*>(from);
+  for (const Thread& other : thread.block->threads) {
+    for (const auto& [written, size] : other.unfenced) {
+      if (written < first + bytes && first < written + size) {
+        machine.fail(site, "copies what has been written without a fence for the copy engine");
+      }
+    }
+  }
+  machine.operations.push_back({thread.block, &thread, thread.group, [=] { std::memcpy(to, from, bytes); }});
+}
+
+inline void commit_bulk_stores() { ++self().group; }
+
+// Until at most so many of this thread's latest groups are under way.
+inline void wait_for_bulk_stores(unsigned groups) {
+  Hidden hidden;
+  const Thread& thread = self();
+  for (;;) {
+    std::vector<std::size_t> old;
+    for (std::size_t i = 0; i < machine.operations.size(); ++i) {
+      const auto& operation = machine.operations[i];
+      if (operation.owner == &thread && operation.group + groups < thread.group) old.push_back(i);
+    }
+    if (old.empty()) return;
+    machine.perform(old[schedule.shuffled() ? schedule.random() % old.size() : 0]);
+  }
+}
+
+// A write into shared memory that a bulk store will read.
+inline void note_write(const void* address, std::size_t bytes) {
+  Hidden hidden;
+  self().unfenced.emplace_back(static_cast<const char*>(address), bytes);
+}
+inline void fence_for_bulk_stores() {
+  Hidden hidden;
+  self().unfenced.clear();
+}
+
+// Eight bytes into the shared memory of a block of the cluster; its barrier gets to know of them.
+inline void store_async(void* to, std::uint64_t value, const void* address, const Block* block, const Site& site) {
+  Hidden hidden;
+  find_mbarrier(address, site);
+  machine.operations.push_back({block, nullptr, 0, [=] {
+                                  std::memcpy(to, &value, sizeof value);
+                                  bytes_have_come(address, sizeof value);
+                                }});
+}
+
 template <class T>
 void check_alignment(const T* address, const Site& site) {
   if (reinterpret_cast<std::uintptr_t>(address) % sizeof(T) != 0) machine.fail(site, "has a misaligned address");
@@ -682,6 +884,15 @@ inline cudaError_t get_attributes(cudaFuncAttributes* attributes, const void*) {
   *attributes = {};
   attributes->ptxVersion = ptx_version;
   attributes->binaryVersion = 90;
+  return cudaSuccess;
+}
+
+inline cudaError_t set_attribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+
+// How many clusters a device holds at once.
+inline int resident_clusters = 3;
+inline cudaError_t max_active_clusters(int* clusters, const void*, const cudaLaunchConfig_t*) {
+  *clusters = resident_clusters;
   return cudaSuccess;
 }
 

@@ -144,8 +144,8 @@ class Problem {
     const PointwiseDivisor divisor{of_.divisor, 1 / of_.divisor};
     A sum = -7;
     const auto run = [&](A* sum) {
-      run_pointwise<T>(formula_index<Formula>(), work, of_.divisor == 1 ? nullptr : &divisor, partials_.data(), sum,
-                       nullptr);
+      const PointwiseTotal<A> total{sum, partials_.data(), of_.divisor == 1 ? nullptr : &divisor, false};
+      run_pointwise<T>(formula_index<Formula>(), work, total, nullptr);
     };
     run(&sum);  // the sum alone
     ASSERT_NEAR(sum, expected_sum_, tolerance<A>(size_of_sum_));
@@ -220,7 +220,7 @@ class Problem {
   Matrix<A> sample_weight_, share_, weight_, coefficient_;
   Buffer<A> loss_;
   Buffer<T> gradient_, other_gradient_;
-  Buffer<double> partials_;
+  Buffer<PointwiseSum> partials_;
   std::vector<PointwiseTerms<double>> expected_;
   double expected_sum_ = 0, size_of_sum_ = 0;
 };
@@ -303,9 +303,9 @@ TYPED_TEST(PointwiseKernel, MaskedPacksAreNotRead) {
     operand->at = make_rows<1>({n}, {{1}});
   }
   work.gradient = gradient.data();
-  Buffer<double> partials(kMaxChunks);
+  Buffer<PointwiseSum> partials(kMaxChunks);
   A sum = 0;
-  run_pointwise<TypeParam>(formula_index<formula::Mse>(), work, nullptr, partials.data(), &sum, nullptr);
+  run_pointwise<TypeParam>(formula_index<formula::Mse>(), work, {&sum, partials.data(), nullptr, false}, nullptr);
   EXPECT_EQ(sum, there);
   for (std::int64_t i = 0; i < n; ++i) ASSERT_EQ(number(gradient[i]), i < there ? 2 : 0) << i;
 }
@@ -320,9 +320,9 @@ TEST(PointwiseKernel, ChunksGrow) {
   work.count = n;
   work.input = {input.data(), ElementType::Float, make_rows<1>({n}, {{1}})};
   work.target = {target.data(), ElementType::Float, make_rows<1>({n}, {{0}})};
-  Buffer<double> partials(kMaxChunks);
+  Buffer<PointwiseSum> partials(kMaxChunks);
   float sum = 0;
-  run_pointwise<float>(formula_index<formula::L1>(), work, nullptr, partials.data(), &sum, nullptr);
+  run_pointwise<float>(formula_index<formula::L1>(), work, {&sum, partials.data(), nullptr, false}, nullptr);
   double expected = 0;
   for (const float x : input) expected += x;
   EXPECT_EQ(sum, float(expected));
@@ -339,11 +339,36 @@ TEST(PointwiseKernel, SumsAreCompensated) {
     work.count = n;
     work.input = {input.data(), ElementType::Float, make_rows<1>({n}, {{1}})};
     work.target = {target.data(), ElementType::Float, make_rows<1>({n}, {{0}})};
-    Buffer<double> partials(kMaxChunks);
+    Buffer<PointwiseSum> partials(kMaxChunks);
     float sum = 0;
-    run_pointwise<float>(formula_index<formula::L1>(), work, nullptr, partials.data(), &sum, nullptr);
+    run_pointwise<float>(formula_index<formula::L1>(), work, {&sum, partials.data(), nullptr, false}, nullptr);
     const double expected = first + 1.25 * (n - 1);
     EXPECT_TRUE(sum == expected || std::abs(sum - expected) < 1e-7 * expected) << sum;
+  }
+}
+
+// A mean whose divisor is counted beside the losses, in one block and in several.
+TEST(PointwiseKernel, AMeanOfWhatIsKept) {
+  for (const std::int64_t n : {100, 40001}) {
+    for (const int every : {1, 3, 0}) {  // of which one is kept
+      Buffer<float> input(n), target(1);
+      Buffer<unsigned char> mask(n);
+      double expected = 0, kept = 0;
+      for (std::int64_t i = 0; i < n; ++i) {
+        mask[i] = every != 0 && i % every == 0 ? 2 : 0;
+        input[i] = mask[i] ? float(i % 7) : std::numeric_limits<float>::quiet_NaN();
+        if (mask[i]) expected += i % 7, ++kept;
+      }
+      PointwiseWork<float> work{};
+      work.count = n;
+      work.input = {input.data(), ElementType::Float, make_rows<1>({n}, {{1}})};
+      work.target = {target.data(), ElementType::Float, make_rows<1>({n}, {{0}})};
+      work.mask = {mask.data(), ElementType::Byte, make_rows<1>({n}, {{1}})};
+      Buffer<PointwiseSum> partials(kMaxChunks);
+      float mean = -7;
+      run_pointwise<float>(formula_index<formula::L1>(), work, {&mean, partials.data(), nullptr, true}, nullptr);
+      EXPECT_EQ(mean, kept == 0 ? 0 : float(expected / kept)) << n << ' ' << every;
+    }
   }
 }
 
