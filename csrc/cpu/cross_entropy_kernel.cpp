@@ -18,7 +18,6 @@ class CrossEntropyProgram : public RowProgram<T, A> {
   static constexpr bool kHasSecond = true;  // class probabilities
   static constexpr bool kVisitsInput = mode != CrossEntropyMode::Backward;
   static constexpr bool kChooses = true;
-  static constexpr std::int64_t kSmallClasses = 64;
 
   template <int rows>
   struct State {

@@ -79,6 +79,7 @@ class RowBlocks {
     }
     range_ = {0, operands_.classes};
     if constexpr (Program::kRanges) range_.end = std::min(range_.end, program_.end(row));
+    ends_ = range_.end < operands_.classes;
     if (mask_ == nullptr) return;
     if (operands_.mask.stride == 0) {
       if (!*mask_) range_.end = 0;
@@ -242,11 +243,11 @@ class RowBlocks {
   template <bool kept, bool past_cache>
   struct WriteBlock : Block {
     const RowBlocks& row_;
-    Range edges_;  // of the cache lines that are written, around the block
+    std::int64_t masked_after_;  // how many classes are masked between the block and the end of a cache line
     A scale_ = 1;
 
-    WriteBlock(const RowBlocks& row, std::int64_t i, std::int64_t n, Range edges)
-        : Block(row, i, n), row_(row), edges_(edges) {}
+    WriteBlock(const RowBlocks& row, std::int64_t i, std::int64_t n, std::int64_t masked_after)
+        : Block(row, i, n), row_(row), masked_after_(masked_after) {}
 
     const A* scale() const { return &scale_; }
 
@@ -264,27 +265,35 @@ class RowBlocks {
     // Writes value(row)(at) for each class, less `of_chosen`, a column, for the one that is chosen.
     template <class Value>
     void write(const Value& of_row, const A* of_chosen = nullptr) const {
-      const auto n = this->n_, first = this->first_;
+      const auto first = this->first_;
+      auto n = this->n_;
       T* out = row_.output_ + first;
       const auto value = of_row(Row());
       const auto at = [value, ahead = this->ahead_](std::int64_t i, std::int64_t lanes) C10_ALWAYS_INLINE_ATTRIBUTE {
         if constexpr (!kept && !Program::kVisitsInput) ahead.fetch_at(i, V::size());
         return lanes == V::size() ? value(WholeVector<A>{i}) : value(PartOfVector<A>{i, lanes});
       };
-      if constexpr (Program::kChooses || past_cache) {
+      // Put right before it is stored: a cache line that has gone past the cache would be read again.
+      const auto from_stage = [&](T* to, const A* stage, std::int64_t count) {
+        store_vectors<past_cache, A>(to, count, [&](std::int64_t i, std::int64_t) { return V::loadu(stage + i); });
+      };
+      if constexpr (Program::kChooses) {
         const auto chosen = row_.chosen_ - first;
-        const bool chooses = of_chosen != nullptr && chosen >= 0 && chosen < n && this->allowed(chosen);
-        const Range edges{first - edges_.begin, edges_.end - first - n};
-        if (chooses || edges.begin > 0 || edges.end > 0) {
-          // Put right before it is stored: a cache line that has gone past the cache would be read again.
-          alignas(64) A stage[kBlock + 2 * kLine + V::size()];
-          A* begin = stage + edges.begin;
-          std::fill(stage, begin, Program::kMasked);
-          store_vectors<false, A>(begin, n, at);
-          if (chooses) begin[chosen] -= *of_chosen;
-          std::fill(begin + n, begin + n + edges.end, Program::kMasked);
-          return store_vectors<past_cache, A>(out - edges.begin, edges.begin + n + edges.end,
-                                              [&](std::int64_t i, std::int64_t) { return V::loadu(stage + i); });
+        if (of_chosen != nullptr && chosen >= 0 && chosen < n && this->allowed(chosen)) {
+          alignas(64) A stage[kBlock + V::size()];
+          store_vectors<false, A>(stage, n, at);
+          stage[chosen] -= *of_chosen;
+          return from_stage(out, stage, n);
+        }
+      }
+      if constexpr (Program::kRanges && past_cache) {
+        if (masked_after_ > 0) {
+          alignas(64) A stage[kLine + V::size()];
+          const auto last = (first + n) % kLine;
+          n -= last;
+          store_vectors<false, A>(stage, last, [&](std::int64_t i, std::int64_t lanes) { return at(n + i, lanes); });
+          std::fill_n(stage + last, masked_after_, Program::kMasked);
+          from_stage(out + n, stage, last + masked_after_);
         }
       }
       if constexpr (kept && past_cache) {
@@ -329,29 +338,30 @@ class RowBlocks {
 
   template <bool past_cache>
   void write_as(Range part, const State& state, const Terms& terms, const A* references) const {
-    const auto range = range_.within(part);
+    auto range = range_.within(part);
     if (skipped_ || range.empty()) return fill_masked<past_cache>(part, skipped_ ? A(0) : Program::kMasked);
     // Whole cache lines, so that each is written by one way.
-    Range lines = range;
-    if (past_cache && static_cast<const void*>(kept_) != output_) {
-      lines = Range{range.begin / kLine * kLine, (range.end + kLine - 1) / kLine * kLine}.within(part);
+    auto end = range.end;
+    if (Program::kRanges && past_cache && static_cast<const void*>(kept_) != output_) {
+      end = std::min(part.end, (end + kLine - 1) / kLine * kLine);
+      if (mask_ != nullptr) range.begin = range.begin / kLine * kLine;
+      if (mask_ != nullptr && !ends_) range.end = end;
     }
-    fill_masked<past_cache>({part.begin, lines.begin}, Program::kMasked);
+    fill_masked<past_cache>({part.begin, range.begin}, Program::kMasked);
     if constexpr (Program::kKeeps == Keeps::Exponentials) {
-      kept_ != nullptr ? write_blocks<true, past_cache>(range, lines, state, terms, references)
-                       : write_blocks<false, past_cache>(range, lines, state, terms, references);
+      kept_ != nullptr ? write_blocks<true, past_cache>(range, end, state, terms, references)
+                       : write_blocks<false, past_cache>(range, end, state, terms, references);
     } else {
-      write_blocks<false, past_cache>(range, lines, state, terms, references);
+      write_blocks<false, past_cache>(range, end, state, terms, references);
     }
-    fill_masked<past_cache>({lines.end, part.end}, Program::kMasked);
+    fill_masked<past_cache>({end, part.end}, Program::kMasked);
   }
 
   template <bool kept, bool past_cache>
-  void write_blocks(Range range, Range lines, const State& state, const Terms& terms, const A* references) const {
-    alignas(64) A stage[kBlock + V::size()], second_stage[kBlock];
+  void write_blocks(Range range, std::int64_t end, const State& state, const Terms& terms, const A* references) const {
+    alignas(64) A stage[kBlock], second_stage[kBlock];
     for_blocks(range, [&](std::int64_t i, std::int64_t n, std::int64_t b) {
-      const Range edges{i == range.begin ? lines.begin : i, i + n == range.end ? lines.end : i + n};
-      WriteBlock<kept, past_cache> block(*this, i, n, edges);
+      WriteBlock<kept, past_cache> block(*this, i, n, i + n == range.end ? end - range.end : 0);
       if constexpr (requires { terms.scale; }) block.scale_ = terms.scale[0];
       if constexpr (kept) {
         block.kept_ = kept_ + i;
@@ -377,7 +387,7 @@ class RowBlocks {
   const bool past_cache_;
   A* const scratch_;
   std::int64_t position_ = 0, chosen_ = -1;
-  bool skipped_ = false;
+  bool skipped_ = false, ends_ = false;  // the latter: whether classes are masked that the mask does not know of
   A* kept_ = nullptr;
   const T *input_ = nullptr, *second_ = nullptr;
   T* output_ = nullptr;

@@ -21,9 +21,17 @@ class RowEngine {
   }
 
  private:
+  // Up to so many classes, rows are lanes even where their classes are contiguous: fewer where more is transposed than
+  // the input, and where those are masks, byte by byte.
+  template <class Program>
+  static std::int64_t most_transposed(const RowOperands<typename Program::T>& operands) {
+    if (operands.causal || (operands.mask.data != nullptr && operands.mask.stride != 0)) return kSmallClasses / 4;
+    return Program::kVisitsInput && operands.second.data == nullptr ? kSmallClasses : kSmallClasses / 2;
+  }
+
   template <class Program>
   static bool in_blocks(const Program&, const RowOperands<typename Program::T>& operands) {
-    return operands.classes > Program::kSmallClasses && operands.contiguous();
+    return operands.classes > most_transposed<Program>(operands) && operands.contiguous();
   }
 
   // Calls body(program, operands, whether rows are visited in blocks).

@@ -22,6 +22,9 @@
 namespace masked_loss::cpu::CPU_CAPABILITY {
 namespace {
 
+// Rows of so many classes that are contiguous are lanes at most; compare RowEngine.
+constexpr std::int64_t kSmallClasses = 128;
+
 // What is kept of a row from its first visit to the second, where there is room.
 enum class Keeps { Nothing, Exponentials, Inputs };
 
@@ -38,8 +41,6 @@ struct RowProgram {
   static constexpr bool kChooses = false;       // whether a class of a row may be chosen
   static constexpr bool kRanges = false;        // whether what is masked at both ends of a row is only written
   static constexpr A kMasked = 0;               // what is written for masked classes
-  static constexpr std::int64_t kSmallClasses =
-      0;  // up to here, rows are lanes even where their classes are contiguous
 
   bool visits() const { return true; }  // whether there is a first visit
   std::int64_t end(std::int64_t row) const { return std::numeric_limits<std::int64_t>::max(); }  // of its kept classes

@@ -6,33 +6,39 @@
 namespace masked_loss::cpu::CPU_CAPABILITY {
 namespace {
 
-constexpr std::int64_t kLanes = 128;  // rows of a tile
+constexpr std::int64_t kLanes = 512;  // rows of a tile at most
 
 // How rows that are lanes are visited: a tile is [classes, lanes], and its classes come in blocks.
 template <class Program>
 struct TileShape {
-  std::int64_t lanes = kLanes, block;
-  bool transposes, keeps = false;  // whether what the program keeps of a tile stays in the L2 cache
+  bool transposes;
+  std::int64_t lanes, block;
+  bool keeps = false;  // whether what the program keeps of a tile stays in a cache
 
   template <class T>
   explicit TileShape(const RowOperands<T>& operands) {
     const auto contiguous = [](const auto& operand) { return operand.data != nullptr && operand.stride == 1; };
     transposes = contiguous(operands.input) || contiguous(operands.output) || contiguous(operands.second);
     const auto classes = std::max<std::int64_t>(1, operands.classes);
-    block = classes <= 2 * kTileBlock ? classes : kTileBlock;
+    // Few classes that are contiguous are transposed within the L1 cache. Of others the lanes are, and long pieces of
+    // memory are read faster.
+    lanes = !transposes                    ? kLanes
+            : classes <= kSmallClasses / 2 ? kSmallTile / (kSmallClasses / 2)
+                                           : kSmallTile / kSmallClasses;
+    block = classes <= (transposes ? kSmallClasses : 2 * kTileBlock) ? classes : kTileBlock;
     if constexpr (Program::kKeeps != Keeps::Nothing) {
       const bool both = Program::kKeeps == Keeps::Inputs && operands.second.data != nullptr;
       const auto most = kTile / (classes * (both ? 2 : 1));
-      keeps = most >= kLanes / 2;
-      if (keeps && most < kLanes) lanes = kLanes / 2;
+      keeps = most >= lanes / 2;
+      if (keeps && most < lanes) lanes /= 2;
     }
     // Fewer where there would not be tiles for many threads.
     while (lanes > kFewLanes && lanes * kTiles > operands.count) lanes /= 2;
   }
 
  private:
-  static constexpr std::int64_t kTile = 1 << 17;  // elements that stay in the L2 cache
-  static constexpr std::int64_t kTileBlock = 32;  // classes
+  static constexpr std::int64_t kTile = 1 << 19, kSmallTile = 1 << 13;  // elements that stay in the L3 and L1 cache
+  static constexpr std::int64_t kTileBlock = 16;                        // classes
   static constexpr std::int64_t kFewLanes = 32, kTiles = 16;
 };
 
