@@ -429,6 +429,17 @@ class Linear {
 
 }  // namespace
 
+Rows<4> rows_of(const LinearBlock& block) {
+  Rows<4> rows{};
+  const auto classes = block.logits.size(1);
+  rows.count = rows.sizes[0] = block.logits.size(0);
+  rows.dims = 1;
+  rows.strides[0][0] = rows.strides[1][0] = classes;
+  rows.strides[2][0] = block.class_mask.defined() && block.class_mask.dim() == 2 ? classes : 0;
+  rows.strides[3][0] = 0;
+  return rows;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_forward_grad(const LinearBackend& backend, const Tensor& input,
                                                                const Tensor& linear_weight, const Tensor& target,
                                                                const OptionalTensor& mask,

@@ -29,6 +29,27 @@ struct LinearBlock {
   double label_smoothing, z_loss;
 };
 
+// Rows of a block, one after the other: offsets of logits, gradient and class mask.
+Rows<4> rows_of(const LinearBlock& block);
+
+// A block of all classes for the kernels of cross entropy; losses and plan are still to be set.
+template <class A>
+CrossEntropyWork<A, A> make_cross_entropy_work(const LinearBlock& block) {
+  CrossEntropyWork<A, A> work{};
+  work.rows = rows_of(block);
+  work.classes = block.logits.size(1);
+  work.logits = block.logits.template const_data_ptr<A>();
+  work.gradient = block.gradient.defined() ? block.gradient.template mutable_data_ptr<A>() : nullptr;
+  work.logits_stride = work.gradient_stride = work.class_mask_stride = work.probabilities_stride = 1;
+  if (block.class_mask.defined()) {
+    work.class_mask = static_cast<const std::uint8_t*>(block.class_mask.const_data_ptr());
+  }
+  work.weight = block.weight.defined() ? block.weight.template const_data_ptr<A>() : nullptr;
+  work.label_smoothing = static_cast<A>(block.label_smoothing);
+  work.z_loss = static_cast<A>(block.z_loss);
+  return work;
+}
+
 // What a backend does with rows; matrix products are torch's.
 class LinearBackend {
  public:

@@ -142,11 +142,6 @@ std::string rank_hint(const char* name, const Tensor& tensor, c10::SymIntArrayRe
   return hint.str();
 }
 
-// (mask, op, name): the error of an integer mask that holds something else than 0 and 1.
-struct CheckMask : Op<void(const Tensor&, std::string_view, std::string_view)> {
-  static constexpr auto name = "_check_mask";
-};
-
 }  // namespace
 
 bool is_readable(const Tensor& tensor) {

@@ -32,18 +32,6 @@ const std::uint8_t* mask_of(const LinearBlock& block) {
   return block.class_mask.defined() ? static_cast<const std::uint8_t*>(block.class_mask.const_data_ptr()) : nullptr;
 }
 
-// Rows of a block, one after the other: offsets of logits, gradient, class mask.
-Rows<4> rows_of(const LinearBlock& block) {
-  Rows<4> rows{};
-  rows.count = rows.sizes[0] = block.logits.size(0);
-  rows.dims = 1;
-  const auto classes = block.logits.size(1);
-  rows.strides[0][0] = rows.strides[1][0] = classes;
-  rows.strides[2][0] = block.class_mask.defined() && block.class_mask.dim() == 2 ? classes : 0;
-  rows.strides[3][0] = 0;
-  return rows;
-}
-
 class Backend : public LinearBackend {
  public:
   explicit Backend(const Tensor&) {}
@@ -95,16 +83,7 @@ class Backend : public LinearBackend {
     auto loss = at::empty_like(block.coefficient);
     dispatch_wide(block.logits.scalar_type(), [&](auto a) {
       using A = decltype(a);
-      CrossEntropyWork<A, A> work{};
-      work.rows = rows_of(block);
-      work.classes = block.logits.size(1);
-      work.logits = data_of<A>(block.logits);
-      work.gradient = data_of<A>(block.gradient);
-      work.logits_stride = work.gradient_stride = work.class_mask_stride = work.probabilities_stride = 1;
-      work.class_mask = mask_of(block);
-      work.weight = data_of<A>(block.weight);
-      work.label_smoothing = static_cast<A>(block.label_smoothing);
-      work.z_loss = static_cast<A>(block.z_loss);
+      auto work = make_cross_entropy_work<A>(block);
       work.loss = data_of<A>(loss);
       const auto* target = data_of<std::int64_t>(block.target);
       const auto* factor = data_of<A>(block.coefficient);
