@@ -65,7 +65,7 @@ def sanitize():
     output = run(build / "tests" / "cpp" / "masked_loss_tests", "--gtest_brief=1", **options)
     print("C++:", *re.findall(r"\[  PASSED  \].*", output), flush=True)
     output = run(
-        sys.executable, "-m", "pytest", "-q", "-n", "auto", "--dist", "loadscope", "-m", "not slow and not thorough",
+        sys.executable, "-m", "pytest", "-q", "-n", "auto", "-m", "not slow and not thorough",
         *(ROOT / "tests" / "python" / name for name in PYTHON_TESTS),
         **options | {"LD_PRELOAD": " ".join(preloaded), "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

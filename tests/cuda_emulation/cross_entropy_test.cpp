@@ -66,13 +66,14 @@ class Problem {
         if (index_[r] >= 0) index_[r] = 0;
       }
     }
+    for (std::int64_t r = 0; r < of.rows; ++r) expected_.push_back(softmax_of(r));
   }
 
   void check(Mode mode) {
     std::fill(gradient_.begin(), gradient_.end(), element<T>(std::nan("")));
     std::fill(loss_.begin(), loss_.end(), A(7));
     for (std::int64_t r = 0; r < of_.rows; ++r) {
-      const auto softmax = softmax_of(r);
+      const auto& softmax = expected_[r];
       softmax_[r] = mode == Mode::Backward ? Softmax<A>{A(softmax.max), A(softmax.sum)} : Softmax<A>{A(7), A(7)};
     }
     const auto regime = run(mode);
@@ -141,7 +142,7 @@ class Problem {
       }
       return;
     }
-    const auto softmax = softmax_of(r);
+    const auto& softmax = expected_[r];
     ClassSums sums, target_sums;
     const auto weight_of = [&](std::int64_t c) { return of_.extras ? double(weight_[c]) : 1.0; };
     const auto probability_of = [&](std::int64_t c) { return number(probabilities_[offset(r, c)]); };
@@ -215,6 +216,7 @@ class Problem {
   Buffer<std::int64_t> index_, order_, kept_;
   Buffer<A> coefficient_, loss_;
   Buffer<Softmax<A>> softmax_;
+  std::vector<Softmax<double>> expected_;
 };
 
 template <class T>

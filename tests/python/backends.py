@@ -59,8 +59,9 @@ class Emulation:
         self.library.masked_loss_emulated_set(schedule, resident_blocks, draw.choice((1, 3, 8)), ptx_version)
 
     def write_launches(self):
+        """A file for each process: pytest-xdist's workers end at the same time."""
         if path := os.environ.get("MASKED_LOSS_LAUNCHES"):
-            self.library.masked_loss_emulated_write_launches(path.encode())
+            self.library.masked_loss_emulated_write_launches(f"{path}.{os.getpid()}".encode())
 
 
 # The beginnings of names of tests that cannot apply, and why.

@@ -41,7 +41,10 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     # What takes longest begins first, so that no core ends with it alone.
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, "test_composability.py" not in item.nodeid))
+    first = ("TestCompiler", "test_composability.py")
+    items.sort(
+        key=lambda item: (item.get_closest_marker("slow") is None, *(name not in item.nodeid for name in first)),
+    )
     left_out = backends.left_out(kernels_of(config))
     for item in items:
         reason = next(
