@@ -288,3 +288,31 @@ def test_accuracy(dtype, scale):
 def test_the_module_holds_no_head(module):
     assert not list(module().parameters())
     assert not module().state_dict()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_peak_memory_is_that_of_a_chunk(reduction):
+    """Beyond the gradients: of 128 MiB of logits 16 are held at once."""
+    rows, hidden, classes, chunk = 2048, 32, 16384, 256
+    masked_loss.empty_cache()
+
+    def step(rows):
+        arguments, _ = problem(torch.float32, (rows,), hidden, classes)
+        loss = masked_loss.linear_cross_entropy(**arguments, chunk_size=chunk, reduction=reduction)
+        gradients(loss, arguments, torch.ones_like(loss))
+
+    step(16)  # what is made once
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak becomes what there is
+    except OSError:
+        pytest.skip("the peak of the memory is not known here")
+
+    def status(name):
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+    before = status("VmHWM")
+    step(rows)
+    operands = 2 * 4 * (rows + classes) * hidden  # and their gradients
+    assert status("VmHWM") - before < 1.05 * 4 * chunk * classes + operands + (8 << 20)
