@@ -1,6 +1,7 @@
 #include <masked_loss/masked_loss.h>
 
 #include "common/cross_entropy_ops.h"
+#include "common/linear_ops.h"
 #include "common/masked_fill_ops.h"
 #include "common/pointwise_ops.h"
 #include "common/reductions_ops.h"
@@ -21,6 +22,22 @@ Tensor loss_normalizer(const Tensor& target, const OptionalTensor& mask, const L
 Tensor check_targets(const Tensor& target, std::int64_t num_classes, const OptionalTensor& mask,
                      at::IntArrayRef ignore_index) {
   return call<CheckTargets>(target, num_classes, mask, ignore_index);
+}
+
+Tensor linear_cross_entropy(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
+                            const OptionalTensor& mask, const LinearCrossEntropyOptions& options) {
+  return call<LinearCrossEntropy>(input, linear_weight, target, mask, options);
+}
+
+Tensor linear_log_prob(const Tensor& input, const Tensor& linear_weight, const Tensor& index,
+                       const OptionalTensor& mask, const LinearLogProbOptions& options) {
+  return call<LinearLogProb>(input, linear_weight, index, mask, options);
+}
+
+std::tuple<Tensor, Tensor> linear_log_prob_and_entropy(const Tensor& input, const Tensor& linear_weight,
+                                                       const Tensor& index, const OptionalTensor& mask,
+                                                       const LinearLogProbOptions& options) {
+  return call<LinearLogProbAndEntropy>(input, linear_weight, index, mask, options);
 }
 
 Tensor mse_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const MseLossOptions& options) {

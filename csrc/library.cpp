@@ -1,6 +1,7 @@
 #include <torch/library.h>
 
 #include "common/cross_entropy_ops.h"
+#include "common/linear_ops.h"
 #include "common/masked_fill_ops.h"
 #include "common/pointwise_ops.h"
 #include "common/reductions_ops.h"
@@ -22,6 +23,18 @@ TORCH_LIBRARY(masked_loss, m) {
       std::string(kCrossEntropyArguments) + ") -> Tensor");
   def("loss_normalizer(Tensor target, Tensor? mask=None, " + std::string(kLossNormalizerArguments) + ") -> Tensor");
   def("check_targets(Tensor target, SymInt num_classes, Tensor? mask=None, int[1] ignore_index=-100) -> Tensor");
+
+  const std::string linear_target = "Tensor input, Tensor linear_weight, Tensor target, Tensor? mask=None, ";
+  const std::string linear_index = "Tensor input, Tensor linear_weight, Tensor index, Tensor? mask=None, ";
+  const std::string linear_inner = linear_target + linear_arguments();
+  def("linear_cross_entropy(" + linear_target + kLinearCrossEntropyArguments + ") -> Tensor");
+  def("linear_log_prob(" + linear_index + kLinearLogProbArguments + ") -> Tensor");
+  def("linear_log_prob_and_entropy(" + linear_index + kLinearLogProbArguments + ") -> (Tensor, Tensor)");
+  def("_linear_forward_grad(" + linear_inner + ") -> (Tensor, Tensor, Tensor, Tensor)");
+  def("_linear_rows_forward(" + linear_inner + ") -> (Tensor, Tensor, Tensor)");
+  def("_linear_rows_backward(Tensor grad, Tensor? entropy_grad, Tensor input, Tensor linear_weight, Tensor target, "
+      "Tensor states, Tensor? mask=None, " +
+      linear_arguments() + ") -> (Tensor, Tensor, Tensor)");
 
   // An integer mask that holds something else than 0 and 1 is an error in the name of an op, where values are read.
   def("_check_mask(Tensor mask, str op, str name) -> ()");

@@ -153,6 +153,7 @@ PYTHON_TESTS = (
     "test_cross_entropy_masked.py",
     "test_cuda_rules.py",
     "test_errors.py",
+    "test_linear.py",
     "test_loss_normalizer.py",
     "test_mask_arguments.py",
     "test_masked_fill.py",

@@ -11,11 +11,11 @@ void check_classes(const char* op, const char* name, const Tensor& tensor, const
                   "], the number of classes, got [", tensor.sym_size(0), "]");
 }
 
-void check_target(const char* op, const Tensor& target) {
-  check_layout(op, "target", target);
+void check_target(const char* op, const Tensor& target, const char* name = "target") {
+  check_layout(op, name, target);
   const auto type = target.scalar_type();
-  TORCH_CHECK_TYPE(type == at::kLong || type == at::kInt || type == at::kByte, op,
-                   ": expected target of dtype int64, int32 or uint8 (class indices), got ", type);
+  TORCH_CHECK_TYPE(type == at::kLong || type == at::kInt || type == at::kByte, op, ": expected ", name,
+                   " of dtype int64, int32 or uint8 (class indices), got ", type);
 }
 
 // Class probabilities.
@@ -44,39 +44,6 @@ Sizes without(const Of& sizes, std::int64_t dim) {
   return result;
 }
 
-void check_rows(const RowArguments& rows, c10::SymIntArrayRef input_sizes) {
-  const auto* op = rows.op;
-  if (!rows.probabilities) check_target(op, rows.target);
-  const auto sizes = sym_row_sizes(rows);
-  if (rows.mask) {
-    check_device(op, "mask", *rows.mask, "target", rows.target);
-    check_mask_dtype(op, "mask", *rows.mask,
-                     "; weights of the positions are passed as sample_weight=, of the classes as weight=");
-    check_broadcast(op, "mask", *rows.mask, sizes, "target");
-  }
-  if (rows.sample_weight) {
-    check_device(op, "sample_weight", *rows.sample_weight, "target", rows.target);
-    check_weight_dtype(op, "sample_weight", *rows.sample_weight,
-                       "; what says which positions count is passed as mask=");
-    check_broadcast(op, "sample_weight", *rows.sample_weight, sizes, "target");
-  }
-  if (rows.weight) {
-    check_device(op, "weight", *rows.weight, "target", rows.target);
-    check_weight_dtype(op, "weight", *rows.weight, "");
-    TORCH_CHECK(rows.weight->dim() == 1, op, ": expected weight of shape [C], got ", rows.weight->sym_sizes());
-    if (rows.classes) check_classes(op, "weight", *rows.weight, *rows.classes);
-  }
-  if (rows.class_mask) {
-    check_device(op, "class_mask", *rows.class_mask, "target", rows.target);
-    check_mask_dtype(op, "class_mask", *rows.class_mask, "");
-    if (rows.class_mask->dim() == 1 && input_sizes.size() != 1) {
-      if (rows.classes) check_classes(op, "class_mask", *rows.class_mask, *rows.classes);
-    } else {
-      check_broadcast(op, "class_mask", *rows.class_mask, input_sizes, "the logits");
-    }
-  }
-}
-
 std::int64_t class_dim(const char* op, std::int64_t dim, std::int64_t rank) {
   // The default, 1, is for [N, C, ...]; an unbatched [C] has no other dimension to mean.
   if (rank == 1 && dim == 1) return 0;
@@ -88,18 +55,55 @@ bool is_one(const c10::SymInt& size) { return size.maybe_as_int() == 1; }
 
 }  // namespace
 
+void check_row_arguments(const RowArguments& rows, c10::SymIntArrayRef input_sizes) {
+  const auto* op = rows.op;
+  if (!rows.probabilities) check_target(op, rows.target, rows.target_name);
+  const auto sizes = sym_row_sizes(rows);
+  if (rows.mask) {
+    check_device(op, "mask", *rows.mask, rows.target_name, rows.target);
+    check_mask_dtype(op, "mask", *rows.mask,
+                     "; weights of the positions are passed as sample_weight=, of the classes as weight=");
+    check_broadcast(op, "mask", *rows.mask, sizes, rows.target_name);
+  }
+  if (rows.sample_weight) {
+    check_device(op, "sample_weight", *rows.sample_weight, rows.target_name, rows.target);
+    check_weight_dtype(op, "sample_weight", *rows.sample_weight,
+                       "; what says which positions count is passed as mask=");
+    check_broadcast(op, "sample_weight", *rows.sample_weight, sizes, rows.target_name);
+  }
+  if (rows.weight) {
+    check_device(op, "weight", *rows.weight, rows.target_name, rows.target);
+    check_weight_dtype(op, "weight", *rows.weight, "");
+    TORCH_CHECK(rows.weight->dim() == 1, op, ": expected weight of shape [C], got ", rows.weight->sym_sizes());
+    if (rows.classes) check_classes(op, "weight", *rows.weight, *rows.classes);
+  }
+  if (rows.class_mask) {
+    check_device(op, "class_mask", *rows.class_mask, rows.target_name, rows.target);
+    check_mask_dtype(op, "class_mask", *rows.class_mask, "");
+    if (rows.class_mask->dim() == 1 && input_sizes.size() != 1) {
+      if (rows.classes) check_classes(op, "class_mask", *rows.class_mask, *rows.classes);
+    } else {
+      check_broadcast(op, "class_mask", *rows.class_mask, input_sizes, "the logits");
+    }
+  }
+}
+
+void check_loss_options(const char* op, Reduction reduction, double label_smoothing, double z_loss) {
+  const auto number = static_cast<std::int64_t>(reduction);
+  TORCH_CHECK_VALUE(number >= 0 && number <= static_cast<std::int64_t>(Reduction::SequenceMean), op,
+                    ": expected reduction to be 0 'none', 1 'mean', 2 'sum' or 3 'sequence_mean', got ", number);
+  TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1, op, ": expected label_smoothing in [0, 1], got ",
+                    label_smoothing);
+  TORCH_CHECK_VALUE(z_loss >= 0, op, ": expected z_loss of at least 0, got ", z_loss);
+}
+
 RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
                                  const CrossEntropyOptions& options) {
   constexpr auto op = "cross_entropy";
   check_layout(op, "input", input);
   check_floating(op, "input", input);
   TORCH_CHECK(input.dim() >= 1, op, ": expected input with a class dimension, got a 0-d tensor");
-  const auto reduction = static_cast<std::int64_t>(options.reduction);
-  TORCH_CHECK_VALUE(reduction >= 0 && reduction <= static_cast<std::int64_t>(Reduction::SequenceMean), op,
-                    ": expected reduction to be 0 'none', 1 'mean', 2 'sum' or 3 'sequence_mean', got ", reduction);
-  TORCH_CHECK_VALUE(options.label_smoothing >= 0 && options.label_smoothing <= 1, op,
-                    ": expected label_smoothing in [0, 1], got ", options.label_smoothing);
-  TORCH_CHECK_VALUE(options.z_loss >= 0, op, ": expected z_loss of at least 0, got ", options.z_loss);
+  check_loss_options(op, options.reduction, options.label_smoothing, options.z_loss);
   check_dtype(op, options.dtype);
   const auto dim = class_dim(op, options.dim, input.dim());
   const auto sizes = input.sym_sizes();
@@ -122,7 +126,7 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
   RowArguments arguments{
       op,  target,     mask,         options.weight, options.sample_weight, options.class_mask, options.ignore_index,
       dim, sizes[dim], probabilities};
-  check_rows(arguments, sizes);
+  check_row_arguments(arguments, sizes);
   // With class probabilities torch has a gradient for the weights of the classes, and so do we.
   if (!probabilities) check_no_grad(op, "weight", options.weight);
   check_no_grad(op, "normalizer", options.normalizer);
@@ -190,7 +194,7 @@ RowArguments check_loss_normalizer(const Tensor& target, const OptionalTensor& m
   }
   c10::SymDimVector sizes(target.sym_sizes().begin(), target.sym_sizes().end());
   sizes.insert(sizes.begin() + arguments.dim, arguments.classes.value_or(1));
-  check_rows(arguments, sizes);
+  check_row_arguments(arguments, sizes);
   return arguments;
 }
 
@@ -199,7 +203,7 @@ RowArguments check_check_targets(const Tensor& target, const c10::SymInt& num_cl
   static const OptionalTensor none;
   RowArguments arguments{"check_targets", target, mask, none, none, none, ignore_index, 0, num_classes};
   check_not_negative(arguments.op, "num_classes", num_classes);
-  check_rows(arguments, {});
+  check_row_arguments(arguments, {});
   return arguments;
 }
 

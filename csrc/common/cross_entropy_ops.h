@@ -69,6 +69,9 @@ RowArguments check_loss_normalizer(const Tensor& target, const OptionalTensor& m
                                    const LossNormalizerOptions& options);
 RowArguments check_check_targets(const Tensor& target, const c10::SymInt& num_classes, const OptionalTensor& mask,
                                  at::IntArrayRef ignore_index);
+// Of the arguments that decide about rows, beside logits of those sizes.
+void check_row_arguments(const RowArguments& rows, c10::SymIntArrayRef input_sizes);
+void check_loss_options(const char* op, Reduction reduction, double label_smoothing, double z_loss);
 void check_scale_gradient_(const Tensor& gradient, const Tensor& grad);
 
 at::ScalarType loss_normalizer_type(const LossNormalizerOptions& options);

@@ -20,6 +20,7 @@ struct RowArguments {
   std::int64_t dim;
   std::optional<c10::SymInt> classes;  // where known
   bool probabilities = false;          // the target holds those of the classes instead of an index
+  const char* target_name = "target";
 };
 
 // The target's shape, without `dim` where it holds probabilities.

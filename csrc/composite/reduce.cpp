@@ -81,6 +81,16 @@ Tensor composite_reduce(const Tensor& losses, const Tensor& keep, const Tensor& 
 std::vector<Tensor> composite_gradients(const std::vector<Tensor>& tensors, const Tensor& grad,
                                         const std::function<Tensor(const std::vector<Tensor>&)>& composite,
                                         Tensor* value) {
+  return composite_gradients(tensors, std::vector<Tensor>{grad}, [&](const std::vector<Tensor>& leaves) {
+    auto result = composite(leaves);
+    if (value != nullptr) *value = result.detach();
+    return std::vector<Tensor>{result};
+  });
+}
+
+std::vector<Tensor> composite_gradients(
+    const std::vector<Tensor>& tensors, const std::vector<Tensor>& grads,
+    const std::function<std::vector<Tensor>(const std::vector<Tensor>&)>& composite) {
   const bool create_graph = at::GradMode::is_enabled();
   const at::AutoGradMode grad_mode(true);
   // As a kernel of an inner op this runs below autograd.
@@ -92,10 +102,12 @@ std::vector<Tensor> composite_gradients(const std::vector<Tensor>& tensors, cons
     // Aliases: the hooks of the user's tensors are for the gradients that the engine brings to them.
     leaves.push_back(tensor.requires_grad() ? at::alias(tensor) : tensor.detach().requires_grad_());
   }
-  const auto result = composite(leaves);
-  if (value != nullptr) *value = result.detach();
-  const auto upstream = grad.defined() ? grad.to(result.scalar_type()) : at::ones_like(result);
-  return torch::autograd::grad({result}, leaves, {upstream}, std::nullopt, create_graph);
+  const auto results = composite(leaves);
+  std::vector<Tensor> upstream;
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    upstream.push_back(grads[i].defined() ? grads[i].to(results[i].scalar_type()) : at::ones_like(results[i]));
+  }
+  return torch::autograd::grad(results, leaves, upstream, std::nullopt, create_graph);
 }
 
 }  // namespace masked_loss

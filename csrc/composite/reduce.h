@@ -29,4 +29,9 @@ std::vector<Tensor> composite_gradients(const std::vector<Tensor>& tensors, cons
                                         const std::function<Tensor(const std::vector<Tensor>&)>& composite,
                                         Tensor* value = nullptr);
 
+// The same of several values, each with what arrives at it.
+std::vector<Tensor> composite_gradients(
+    const std::vector<Tensor>& tensors, const std::vector<Tensor>& grads,
+    const std::function<std::vector<Tensor>(const std::vector<Tensor>&)>& composite);
+
 }  // namespace masked_loss

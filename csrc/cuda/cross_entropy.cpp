@@ -1,64 +1,12 @@
+#include "cuda/cross_entropy.h"
+
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
-#include "common/cross_entropy_operands.h"
-#include "cuda/cross_entropy_kernel.h"
 #include "cuda/dispatch.h"
-#include "cuda/row_plan.h"
-#include "cuda/stream.h"
 
 namespace masked_loss::cuda {
 namespace {
-
-// A call's kernels, once its tensors are there.
-template <class T>
-class Run {
- public:
-  using A = Accumulation<T>;
-
-  Run(const RowView<A>& view, const Tensor& input, const CrossEntropyOptions& options, CrossEntropyMode mode,
-      const Tensor* gradient, const Device& device)
-      : mode_(mode), device_(device) {
-    call_.work = make_cross_entropy_work<T>(view, input, options, gradient);
-    const auto& work = call_.work;
-    const bool contiguous = work.logits_stride == 1 && work.gradient_stride == 1 && work.class_mask_stride == 1 &&
-                            work.probabilities_stride == 1;
-    regime_ = pick_cross_entropy_regime(mode, work.rows.count, work.classes, sizeof(T), contiguous, is_plain(work),
-                                        device.multiprocessors);
-  }
-
-  bool lists_rows() const { return regime_.kind != CrossEntropyRegime::Lanes; }
-
-  // Rows that are split need the softmax for the gradient's pass.
-  bool keeps_softmax() const {
-    return regime_.kind == CrossEntropyRegime::Slices && mode_ == CrossEntropyMode::ForwardGrad;
-  }
-
-  void operator()(const RowPlan<A>& plan, const Tensor& loss, const Tensor& softmax) {
-    auto& work = call_.work;
-    work.index = plan.index.template const_data_ptr<std::int64_t>();
-    work.coefficient = plan.coefficient.template const_data_ptr<A>();
-    if (loss.defined()) work.loss = loss.template mutable_data_ptr<A>();
-    work.softmax = softmax_of<A>(softmax);
-    Tensor parts;
-    if (lists_rows()) {
-      call_.order = plan.order.template const_data_ptr<std::int64_t>();
-      call_.kept = plan.kept.template const_data_ptr<std::int64_t>();
-    }
-    if (regime_.kind == CrossEntropyRegime::Slices && mode_ != CrossEntropyMode::Backward) {
-      const auto bytes = work.rows.count * regime_.slices * static_cast<std::int64_t>(sizeof(RowPart<A>));
-      parts = at::empty({bytes}, plan.index.options().dtype(at::kByte));
-      call_.parts = reinterpret_cast<RowPart<A>*>(parts.data_ptr<std::uint8_t>());
-    }
-    run_cross_entropy(call_, mode_, regime_, device_.multiprocessors, device_.stream);
-  }
-
- private:
-  const CrossEntropyMode mode_;
-  const Device device_;
-  CrossEntropyCall<T, A> call_{};
-  CrossEntropyRegime regime_;
-};
 
 // -> loss [N, ...] or 0-d, in the accumulation dtype
 Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& mask,
@@ -73,7 +21,8 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
   dispatch(input.scalar_type(), [&](auto t, auto) {
     using A = Accumulation<decltype(t)>;
     const RowView<A> view(arguments);
-    Run<decltype(t)> run(view, input, options, mode, gradient, device);
+    CrossEntropyRun<decltype(t)> run(make_cross_entropy_work<decltype(t)>(view, input, options, gradient), mode,
+                                     device);
     if (run.keeps_softmax()) states = at::empty(softmax_sizes(arguments), accumulation);
     const auto plan = make_row_plan(view,
                                     {.reduction = options.reduction,
@@ -99,7 +48,8 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
   const auto gradient = at::empty_like(input);
   dispatch(input.scalar_type(), [&](auto t, auto) {
     const RowView<Accumulation<decltype(t)>> view(arguments);
-    Run<decltype(t)> run(view, input, options, CrossEntropyMode::Backward, &gradient, device);
+    CrossEntropyRun<decltype(t)> run(make_cross_entropy_work<decltype(t)>(view, input, options, &gradient),
+                                     CrossEntropyMode::Backward, device);
     const auto plan = make_row_plan(view,
                                     {.reduction = options.reduction,
                                      .normalizer = options.normalizer,

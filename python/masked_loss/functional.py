@@ -13,6 +13,7 @@ from torch import Tensor
 from ._arguments import id_list, normalizer_tensor, reduction_number
 from ._dispatch import bound, scriptable, use_bound
 from ._docstrings import share_text
+from .linear import linear_cross_entropy, linear_log_prob, linear_log_prob_and_entropy
 from .pointwise import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -37,6 +38,9 @@ __all__ = [
     "huber_loss",
     "kl_div",
     "l1_loss",
+    "linear_cross_entropy",
+    "linear_log_prob",
+    "linear_log_prob_and_entropy",
     "log_softmax",
     "logsumexp",
     "loss_normalizer",

@@ -18,6 +18,7 @@ __all__ = [
     "HuberLoss",
     "KLDivLoss",
     "L1Loss",
+    "LinearCrossEntropyLoss",
     "MSELoss",
     "PoissonNLLLoss",
     "SigmoidFocalLoss",
@@ -109,6 +110,105 @@ class CrossEntropyLoss(nn.Module):
         return (
             f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, label_smoothing={self.label_smoothing}, "
             f"z_loss={self.z_loss}, dim={self.dim}, dtype={self.dtype}"
+        )
+
+
+class LinearCrossEntropyLoss(nn.Module):
+    """:func:`masked_loss.linear_cross_entropy` as a module.
+
+    ``forward`` takes ``(input, linear_weight, target, mask=None, linear_bias=None, sample_weight=None,
+    normalizer=None)``. The function describes all arguments, their shapes and the errors.
+
+    The module holds no weights of a head: those of the model's own are passed at each call, so that they stay tied to
+    whatever they are tied to, ``loss(model.backbone(x), model.head.weight, labels, mask)``.
+
+    Args:
+        weight: weights of the classes ``(C,)``; a buffer.
+        class_mask: True (1) = the class is allowed, ``(C,)``; a buffer.
+        ignore_index: one class index, or a list of them. Positions with these targets are masked.
+        {reduction}
+        label_smoothing: in [0, 1]; spread over the allowed classes.
+        z_loss: coefficient of the squared log-sum-exp that is added to the loss; at least 0.
+        softcap: logits :math:`z` become :math:`c \\tanh(z / c)`.
+        temperature: which logits are divided by; above 0.
+        chunk_size: how many rows of logits are held at once; by default as many as fit in 512 MiB.
+        max_kept: a bound of the number of unmasked positions.
+        dtype: dtype of the result; by default float32, or float64 for float64.
+
+    >>> import torch
+    >>> loss = LinearCrossEntropyLoss()
+    >>> loss(torch.ones(2, 3), torch.zeros(4, 3), torch.tensor([3, 9]), torch.tensor([True, False]))
+    tensor(1.3863)
+    """
+
+    weight: Optional[Tensor]
+    class_mask: Optional[Tensor]
+
+    def __init__(
+        self,
+        weight: Optional[Tensor] = None,
+        *,
+        class_mask: Optional[Tensor] = None,
+        ignore_index: Union[int, List[int]] = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        softcap: Optional[float] = None,
+        temperature: float = 1.0,
+        chunk_size: Optional[int] = None,
+        max_kept: Optional[int] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__()
+        reduction_number("LinearCrossEntropyLoss", reduction)
+        self.register_buffer("weight", weight)
+        self.register_buffer("class_mask", class_mask)
+        self.ignore_index: List[int] = id_list("LinearCrossEntropyLoss", "ignore_index", ignore_index)
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
+        self.softcap = softcap
+        self.temperature = temperature
+        self.chunk_size = chunk_size
+        self.max_kept = max_kept
+        self.dtype = dtype
+
+    def forward(
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        mask: Optional[Tensor] = None,
+        linear_bias: Optional[Tensor] = None,
+        sample_weight: Optional[Tensor] = None,
+        normalizer: Optional[Union[int, float, Tensor]] = None,
+    ) -> Tensor:
+        return functional.linear_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            mask,
+            linear_bias=linear_bias,
+            softcap=self.softcap,
+            temperature=self.temperature,
+            chunk_size=self.chunk_size,
+            max_kept=self.max_kept,
+            weight=self.weight,
+            sample_weight=sample_weight,
+            class_mask=self.class_mask,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            normalizer=normalizer,
+            dtype=self.dtype,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, label_smoothing={self.label_smoothing}, "
+            f"z_loss={self.z_loss}, softcap={self.softcap}, temperature={self.temperature}, "
+            f"chunk_size={self.chunk_size}, max_kept={self.max_kept}, dtype={self.dtype}"
         )
 
 
@@ -562,6 +662,7 @@ class SigmoidFocalLoss(_PointwiseLoss):
 share_text(
     [
         CrossEntropyLoss,
+        LinearCrossEntropyLoss,
         MSELoss,
         L1Loss,
         SmoothL1Loss,

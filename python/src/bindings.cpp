@@ -8,6 +8,7 @@
 #include <variant>
 
 #include "common/cross_entropy_ops.h"
+#include "common/linear_ops.h"
 #include "common/pointwise_ops.h"
 #include "common/reductions_ops.h"
 #include "common/softmax_ops.h"
@@ -68,6 +69,8 @@ template <>
 constexpr const char* kExpected<bool> = "a bool";
 template <>
 constexpr const char* kExpected<double> = "a number";
+template <>
+constexpr const char* kExpected<std::optional<double>> = "a number";
 template <>
 constexpr const char* kExpected<std::int64_t> = "an int";
 template <>
@@ -201,6 +204,7 @@ PYBIND11_MODULE(_C, m) {
     (add_op<Op>(m, static_cast<std::add_pointer_t<typename Op::Signature>>(nullptr)), ...);
   };
   def.operator()<CrossEntropy, LossNormalizer, CheckTargets>();
+  def.operator()<LinearCrossEntropy, LinearLogProb, LinearLogProbAndEntropy>();
   for_each_pointwise([&]<class Loss>() { def.template operator()<PointwiseOp<Loss>>(); });
   def.operator()<SoftmaxOp<SoftmaxKind::Softmax>, SoftmaxOp<SoftmaxKind::LogSoftmax>, Logsumexp>();
   def.operator()<MaskedSum, MaskedMean, MaskedVar, MaskedStd, MaskedWhiten>();

@@ -17,7 +17,7 @@ import masked_loss
 import pointwise_grid
 import reference
 
-T, C = 4, 5
+T, C, H = 4, 5, 6
 Arguments = dict[str, Any]
 
 
@@ -113,6 +113,98 @@ def cross_entropy_samples() -> dict[str, Callable[[int], Arguments]]:
         "mean dtype": lambda size: dict(number(size), dtype=torch.float64),
         "sequence_mean count": reduced(count, "sequence_mean"),
     }
+
+
+def linear_samples() -> dict[str, Callable[[int], Arguments]]:
+    """Every reduction, in chunks or blocks and whole."""
+
+    def batch(size: int) -> Arguments:
+        return dict(
+            input=leaf(torch.randn(size, T, H)),
+            linear_weight=leaf(torch.randn(C, H)),
+            target=torch.randint(3, (size, T)),
+            mask=keep(size, T),
+        )
+
+    samples = {
+        "mean": lambda size: dict(batch(size), linear_bias=leaf(torch.randn(C)), chunk_size=5),
+        "none": lambda size: dict(batch(size), linear_bias=leaf(torch.randn(C)), chunk_size=3, reduction="none"),
+        "sum weights": lambda size: dict(
+            batch(size),
+            weight=torch.rand(C),
+            sample_weight=torch.rand(size, T) + 0.1,
+            class_mask=torch.tensor([1, 1, 1, 0, 1]),
+            label_smoothing=0.2,
+            z_loss=0.1,
+            reduction="sum",
+        ),
+        "none softcap": lambda size: dict(
+            batch(size),
+            weight=torch.rand(C),
+            class_mask=torch.rand(size, T, C) < torch.tensor([2, 2, 2, 0.5, 0.5]),
+            label_smoothing=0.2,
+            softcap=3.0,
+            temperature=0.7,
+            chunk_size=4,
+            reduction="none",
+        ),
+        "sequence_mean differentiated weights": lambda size: dict(
+            batch(size),
+            sample_weight=leaf(torch.rand(size, 1) + 0.1),
+            ignore_index=[1, -100],
+            reduction="sequence_mean",
+        ),
+        "mean frozen head": lambda size: dict(
+            batch(size), linear_weight=torch.randn(C, H), softcap=5.0, normalizer=torch.tensor(3.0)
+        ),
+        "mean frozen input": lambda size: dict(batch(size), input=torch.randn(size, T, H), temperature=2.0),
+        "mean dtype": lambda size: dict(batch(size), dtype=torch.float64),
+    }
+    return samples
+
+
+def log_prob_samples() -> dict[str, Callable[[int], Arguments]]:
+    def batch(size: int) -> Arguments:
+        return dict(
+            input=leaf(torch.randn(size, T, H)),
+            linear_weight=leaf(torch.randn(C, H)),
+            index=torch.randint(3, (size, T)),
+            mask=keep(size, T),
+        )
+
+    return {
+        "bias": lambda size: dict(batch(size), linear_bias=leaf(torch.randn(C)), chunk_size=3),
+        "softcap": lambda size: dict(
+            batch(size), class_mask=torch.tensor([1, 1, 1, 0, 1]), softcap=3.0, temperature=0.7, chunk_size=5
+        ),
+        "frozen head": lambda size: dict(batch(size), linear_weight=torch.randn(C, H)),
+    }
+
+
+# One tensor of two, for the harness.
+def log_prob_and_half_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    index: Tensor,
+    mask: Optional[Tensor] = None,
+    linear_bias: Optional[Tensor] = None,
+    class_mask: Optional[Tensor] = None,
+    softcap: Optional[float] = None,
+    temperature: float = 1.0,
+    chunk_size: Optional[int] = None,
+) -> Tensor:
+    log_prob, entropy = masked_loss.linear_log_prob_and_entropy(
+        input,
+        linear_weight,
+        index,
+        mask,
+        linear_bias=linear_bias,
+        class_mask=class_mask,
+        softcap=softcap,
+        temperature=temperature,
+        chunk_size=chunk_size,
+    )
+    return log_prob + 0.5 * entropy
 
 
 def cross_entropy_grid() -> Iterator[Arguments]:
@@ -387,6 +479,23 @@ OPS = (
         trained=F.cross_entropy,
         module=masked_loss.CrossEntropyLoss,
         grid=cross_entropy_grid,
+    ),
+    Op(
+        "linear_cross_entropy",
+        masked_loss.linear_cross_entropy,
+        reference.linear_cross_entropy,
+        linear_samples(),
+        refuses_grad=("weight", "normalizer"),
+        module=masked_loss.LinearCrossEntropyLoss,
+    ),
+    Op("linear_log_prob", masked_loss.linear_log_prob, reference.linear_log_prob, log_prob_samples()),
+    Op(
+        "linear_log_prob_and_entropy",
+        log_prob_and_half_entropy,
+        lambda *arguments, **options: (
+            reference.linear_log_prob(*arguments, **options) + 0.5 * reference.linear_entropy(*arguments, **options)
+        ),
+        log_prob_samples(),
     ),
     pointwise_op("mse_loss", masked_loss.MSELoss, trained=F.mse_loss),
     pointwise_op("l1_loss", masked_loss.L1Loss, namesake=F.l1_loss, trained=F.l1_loss),

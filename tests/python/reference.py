@@ -183,6 +183,33 @@ def cross_entropy(
     return _reduce(losses, weights, sequence_of[keep], reduction, normalizer)
 
 
+def linear_logits(input, linear_weight, linear_bias=None, softcap=None, temperature=1.0):
+    logits = F.linear(input.double(), linear_weight.double(), None if linear_bias is None else linear_bias.double())
+    return (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / temperature
+
+
+LOGITS = ("linear_bias", "softcap", "temperature")
+
+
+def linear_cross_entropy(input, linear_weight, target, mask=None, *, chunk_size=None, max_kept=None, **options):
+    """`masked_loss.linear_cross_entropy` of logits that are whole, in float64."""
+    logits = linear_logits(input, linear_weight, **{name: options.pop(name) for name in LOGITS if name in options})
+    return cross_entropy(logits, target, mask, **options, dim=-1)
+
+
+def linear_log_prob(input, linear_weight, index, mask=None, **options):
+    return -linear_cross_entropy(input, linear_weight, index, mask, ignore_index=[], reduction="none", **options)
+
+
+def linear_entropy(input, linear_weight, index, mask=None, *, class_mask=None, chunk_size=None, **options):
+    logits = linear_logits(input, linear_weight, **options)
+    if class_mask is not None:
+        logits = logits.masked_fill(~is_kept(class_mask), -torch.inf)
+    log_p = logits.log_softmax(-1)
+    entropy = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
+    return entropy if mask is None else torch.where(is_kept(mask), entropy, 0.0)
+
+
 def loss_normalizer(target, classes, mask=None, *, weight=None, sample_weight=None, ignore_index=-100):
     """The divisor of 'mean', from the kept rows one by one."""
     logits = torch.zeros(target.numel(), classes)

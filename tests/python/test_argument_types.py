@@ -16,6 +16,9 @@ target = torch.zeros(2, dtype=torch.long)
 # name: arguments that are right
 GOOD = {
     "cross_entropy": dict(input=x, target=target, mask=m[:, 0]),
+    "linear_cross_entropy": dict(input=x, linear_weight=y, target=target, mask=m[:, 0]),
+    "linear_log_prob": dict(input=x, linear_weight=y, index=target, mask=m[:, 0]),
+    "linear_log_prob_and_entropy": dict(input=x, linear_weight=y, index=target, mask=m[:, 0]),
     "loss_normalizer": dict(target=target, mask=m[:, 0]),
     "check_targets": dict(target=target, num_classes=3, mask=m[:, 0]),
     **{name: dict(input=x, target=y, mask=m) for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")},

@@ -6,11 +6,11 @@ import re
 import pytest
 
 import masked_loss
-from masked_loss import functional, masks, memory, modules, paths, pointwise, reductions, softmaxes
+from masked_loss import functional, linear, masks, memory, modules, paths, pointwise, reductions, softmaxes
 
 EXAMPLES = {
     example.name: example
-    for module in (masked_loss, functional, masks, memory, modules, paths, pointwise, reductions, softmaxes)
+    for module in (masked_loss, functional, linear, masks, memory, modules, paths, pointwise, reductions, softmaxes)
     for example in doctest.DocTestFinder().find(module)
     if example.examples
 }

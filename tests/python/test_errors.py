@@ -19,9 +19,14 @@ B, C, T = 3, 5, 3  # B == T: a [B] mask would broadcast along T without a word
 TARGET = torch.arange(B * T).remainder(C).reshape(B, T)
 LOGITS = torch.linspace(-1, 1, B * C * T).reshape(B, C, T)
 MASK = torch.tensor([[True, True, False]]).expand(B, T)
+H = 4
+HIDDEN, HEAD = torch.linspace(-1, 1, B * T * H).reshape(B, T, H), torch.linspace(-1, 1, C * H).reshape(C, H)
 
 GOOD = {
     "cross_entropy": dict(input=LOGITS, target=TARGET, mask=MASK),
+    "linear_cross_entropy": dict(input=HIDDEN, linear_weight=HEAD, target=TARGET, mask=MASK),
+    "linear_log_prob": dict(input=HIDDEN, linear_weight=HEAD, index=TARGET, mask=MASK),
+    "linear_log_prob_and_entropy": dict(input=HIDDEN, linear_weight=HEAD, index=TARGET, mask=MASK),
     "loss_normalizer": dict(target=TARGET, mask=MASK),
     "check_targets": dict(target=TARGET, num_classes=C, mask=MASK),
     "masked_fill": dict(input=LOGITS, mask=torch.ones(B, 1, T, dtype=torch.bool), value=0.0),
@@ -164,6 +169,61 @@ def loss_arguments():
     ]
 
 
+def linear_arguments(op):
+    """What the three have in common."""
+    name = "target" if op == "linear_cross_entropy" else "index"
+    return [
+        *mask_like(op, "mask", (B, T), torch.float32, (FLOAT,)),
+        Bad(op, dict(input=HIDDEN.long()), TypeError, "input", (LONG,)),
+        Bad(op, dict(input=sparse(HIDDEN)), TypeError, "input", ("sparse",)),
+        Bad(op, dict(input=HIDDEN[0, 0, 0]), RuntimeError, "input", ("0-d",)),
+        Bad(op, dict(input=HIDDEN[..., :3]), RuntimeError, "linear_weight", (r"\[C, 3\]", r"\[5, 4\]")),
+        Bad(op, dict(linear_weight=HEAD[0]), RuntimeError, "linear_weight", (r"\[4\]",)),
+        Bad(op, dict(linear_weight=HEAD.long()), TypeError, "linear_weight", (LONG,)),
+        Bad(op, dict(linear_weight=HEAD.double()), TypeError, "linear_weight", (FLOAT, "Double")),
+        Bad(op, dict(linear_weight=HEAD.to("meta")), RuntimeError, "linear_weight", ("meta", HERE)),
+        Bad(op, dict(linear_weight=sparse(HEAD)), TypeError, "linear_weight", ("sparse",)),
+        Bad(op, dict(linear_bias=ones(C - 1)), RuntimeError, "linear_bias", (r"\[5\]", r"\[4\]")),
+        Bad(op, dict(linear_bias=ones(C, 1)), RuntimeError, "linear_bias", (r"\[5\]", r"\[5, 1\]")),
+        Bad(op, dict(linear_bias=ones(C, dtype=torch.float64)), TypeError, "linear_bias", ("Double",)),
+        Bad(op, {name: TARGET.float()}, TypeError, name, (FLOAT, "int64")),
+        Bad(op, {name: TARGET > 0}, TypeError, name, ("bool|Bool",)),
+        Bad(op, {name: TARGET[:, :2]}, RuntimeError, name, (r"\[3, 3\]", r"\[3, 2\]")),
+        Bad(op, {name: TARGET[0]}, RuntimeError, name, (r"\[3, 3\]", r"\[3\]")),
+        Bad(op, {name: TARGET.to("meta")}, RuntimeError, name, ("meta", HERE)),
+        Bad(op, {name: target_with(C, (1, 0))}, IndexError, "target", (r"got 5\b", r"\[1, 0\]", r"\[0, 5\)")),
+        Bad(op, {name: target_with(-1, (2, 1))}, IndexError, "target", (r"got -1\b", r"\[2, 1\]")),
+        Bad(op, dict(class_mask=ones(C)), TypeError, "class_mask", (FLOAT,)),
+        Bad(op, dict(class_mask=ones(C - 1, dtype=torch.bool)), RuntimeError, "class_mask", (r"\b5\b", r"\b4\b")),
+        Bad(op, dict(softcap=0.0), ValueError, "softcap", ("got 0",)),
+        Bad(op, dict(softcap=-2.0), ValueError, "softcap", ("got -2",)),
+        Bad(op, dict(softcap=torch.nan), ValueError, "softcap", ("nan",)),
+        Bad(op, dict(temperature=0.0), ValueError, "temperature", ("got 0",)),
+        Bad(op, dict(temperature=torch.inf), ValueError, "temperature", ("inf",)),
+        Bad(op, dict(chunk_size=0), ValueError, "chunk_size", ("at least 1", "got 0")),
+        Bad(op, dict(chunk_size=-3), ValueError, "chunk_size", ("got -3",)),
+        Bad(op, dict(max_kept=-1), ValueError, "max_kept", ("got -1",)),
+        Bad(op, dict(max_kept=5), ValueError, "max_kept", (r"\b6\b", "got 5")),
+        Bad(op, dict(dtype=torch.int64), TypeError, "dtype", (LONG,)),
+    ]
+
+
+def linear_loss_arguments():
+    op = "linear_cross_entropy"
+    return [
+        *mask_like(op, "sample_weight", (B, T), torch.int64, (LONG, r"\bmask\b")),
+        Bad(op, dict(target=ones(B, T, C)), TypeError, "target", (FLOAT, "cross_entropy")),
+        Bad(op, dict(weight=ones(C - 1)), RuntimeError, "weight", (r"\b5\b", r"\b4\b")),
+        Bad(op, dict(weight=ones(C, requires_grad=True)), RuntimeError, "weight", ("grad",)),
+        Bad(op, dict(reduction="average"), ValueError, "reduction", ("'average'", "'sequence_mean'")),
+        Bad(op, dict(label_smoothing=1.5), ValueError, "label_smoothing", (r"1\.5\b",)),
+        Bad(op, dict(z_loss=-0.5), ValueError, "z_loss", (r"-0\.5\b",)),
+        Bad(op, dict(normalizer=-2.5), ValueError, "normalizer", (r"-2\.5",)),
+        Bad(op, dict(normalizer=2.0, reduction="none"), ValueError, "normalizer", ("none",)),
+        Bad(op, dict(normalizer=ones(requires_grad=True)), RuntimeError, "normalizer", ("grad",)),
+    ]
+
+
 def divisor_arguments():
     op = "loss_normalizer"
     classes = dict(weight=ones(4), class_mask=ones(C, dtype=torch.bool))
@@ -236,6 +296,10 @@ TABLE = [
     *rows_arguments("cross_entropy"),
     *rows_arguments("loss_normalizer"),
     *loss_arguments(),
+    *linear_arguments("linear_cross_entropy"),
+    *linear_arguments("linear_log_prob"),
+    *linear_arguments("linear_log_prob_and_entropy"),
+    *linear_loss_arguments(),
     *divisor_arguments(),
     *check_arguments(),
     *fill_arguments("masked_fill"),
@@ -331,6 +395,7 @@ def reads_data(bad):
     """Targets, values and normalizers are not read, and memory does not overlap, where there is no data."""
     overlaps = bad.op == "masked_fill_" and any("clone" in fact or "overlap" in fact for fact in bad.facts)
     values = (bad.argument == "value" and FLOAT in bad.facts) or r"-2\.5" in bad.facts
+    values = values or bad.change.get("max_kept") == 5  # kept rows are counted
     return overlaps or values or (bad.error is IndexError and bad.argument == "target")
 
 

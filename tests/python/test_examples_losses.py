@@ -120,3 +120,19 @@ def test_hugging_face_trainer(hugging_face):
     assert numbers(r"mean of means +(\S+) away", printed)[0] > 0.02
     losses = numbers(r"step +\d+: loss (\S+)", printed)
     assert losses[-1] < 0.95 * losses[0]
+
+
+def test_hugging_face_trainer_without_logits(hugging_face):
+    printed = output_of("hf_linear.py", "--steps=6")
+    assert numbers(r"Trainer's own loss: ([^,]+),", printed)[0] < 1e-5
+    assert numbers(r"its gradient (\S+)", printed)[0] < 1e-5
+    losses = numbers(r"step +\d+: loss (\S+)", printed)
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_policy_gradient():
+    printed = output_of("policy_gradient.py", "--steps=6")
+    assert max(numbers(r"whole logits: (\S+), ", printed)) < 1e-6
+    assert max(numbers(r"gradients (\S+)", printed)) < 1e-6
+    entropies = numbers(r"entropy (\S+)", printed)
+    assert entropies[-1] < entropies[0]

@@ -1,0 +1,220 @@
+// Compiled once for every instruction set, as cross_entropy_kernel.cpp.
+#include "cpu/linear_kernel.h"
+
+#include "cpu/row_engine.h"
+
+namespace masked_loss::cpu::CPU_CAPABILITY {
+namespace {
+
+// Blocks of logits: what they add to the states of their rows, or their gradient from the saved ones.
+template <class A, LinearMode mode>
+class LinearProgram : public RowProgram<A, A> {
+ public:
+  using V = Vectorized<A>;
+
+  static constexpr bool kWrites = mode == LinearMode::Write;
+  static constexpr bool kVisitsInput = mode == LinearMode::Visit;
+  static constexpr bool kChooses = true;
+
+  template <int rows>
+  struct State {
+    A max[rows], sum[rows], weighted[rows], chosen_input[rows];
+    ClassSums smoothing[rows];
+  };
+
+  template <int rows>
+  struct Terms {
+    A scale[rows], probability[rows], entropy[rows], smoothing[rows], target[rows];
+  };
+
+  explicit LinearProgram(const LinearWork<A>& work) : work_(work), smooths_(work.label_smoothing != 0) {}
+
+  bool visits() const { return mode == LinearMode::Visit; }
+  std::int64_t chosen(std::int64_t position) const {
+    const auto c = work_.target[position] - work_.first;
+    return c >= 0 && c < work_.classes ? c : -1;
+  }
+
+  template <class Rows, int rows>
+  void start(const Rows& of, State<rows>& state) const {
+    for (std::int64_t w = 0; w < of.width(); ++w) {
+      Softmax<A> softmax;
+      if constexpr (mode == LinearMode::Write) {
+        if (w < of.count()) softmax = work_.saved[of.position() + w].softmax;
+      }
+      state.max[w] = softmax.max, state.sum[w] = softmax.sum, state.weighted[w] = state.chosen_input[w] = 0;
+      state.smoothing[w] = ClassSums();
+    }
+  }
+
+  template <class Block, int rows>
+  void visit(const Block& block, State<rows>& state) const {
+    if constexpr (mode == LinearMode::Visit) {
+      Softmax<A> before[Block::kRows];
+      for (std::int64_t w = 0; w < block.width(); ++w) before[w] = {state.max[w], state.sum[w]};
+      block.raise(state.max, state.sum);
+      for (std::int64_t w = 0; w < block.width(); ++w) {
+        state.weighted[w] = weighted_at(before[w], state.weighted[w], state.max[w]);
+      }
+      block.template add<2, true>({state.sum, state.weighted}, [&](auto row) {
+        return [x = block.input(), max = row(state.max)](auto at) {
+          const V shift = x(at) - max, e = exp_of_negative(shift);
+          return std::array<V, 2>{e, e * at::vec::maximum(shift, V(kLowestShift))};
+        };
+      });
+      if (smooths_) sum_classes(block, state);
+    }
+  }
+
+  void merge(State<1>& state, const State<1>& other) const {
+    const auto both = masked_loss::merge(row_of(state, 0), row_of(other, 0));
+    *state.max = both.softmax.max, *state.sum = both.softmax.sum, *state.weighted = both.weighted;
+    *state.chosen_input = both.target_logit;
+    *state.smoothing = both.smoothing;
+  }
+
+  template <class Rows, int rows>
+  void conclude(const Rows& of, State<rows>& state, Terms<rows>& terms) const {
+    for (std::int64_t w = 0; w < of.count(); ++w) {
+      const auto position = of.position() + w;
+      if constexpr (mode == LinearMode::Visit) {
+        auto row = row_of(state, w);
+        const auto c = chosen(position);
+        row.target_allowed = c >= 0 && of.allowed(w, c);
+        work_.state[position] = masked_loss::merge(work_.state[position], row);
+      } else {
+        const auto& saved = work_.saved[position];
+        const CrossEntropyRow<A> row{work_.coefficient[position],
+                                     work_.target_weight == nullptr ? A(1) : work_.target_weight[position],
+                                     work_.label_smoothing,
+                                     work_.z_loss,
+                                     {0, double(saved.weight), static_cast<std::int64_t>(saved.classes)}};
+        const A entropy_grad = work_.entropy_grad == nullptr ? A(0) : work_.entropy_grad[position];
+        const auto gradient = linear_gradient(row, saved, entropy_grad);
+        terms.scale[w] = 1;
+        terms.probability[w] = gradient.loss.probability;
+        terms.entropy[w] = gradient.entropy;
+        terms.smoothing[w] = gradient.loss.smoothing;
+        terms.target[w] = gradient.loss.target;
+      }
+    }
+  }
+
+  template <class Block, int rows>
+  void write(const Block& block, const State<rows>& state, const Terms<rows>& terms) const {
+    if constexpr (kWrites) {
+      block.write(
+          [&](auto row) {
+            return [x = block.input(), max = row(state.max), probability = row(terms.probability),
+                    entropy = row(terms.entropy), chosen = block.where_chosen(row(terms.target)),
+                    smoothing = row(terms.smoothing), mask = block.mask(), class_weight = block.of_class(work_.weight),
+                    weighs = work_.weight != nullptr, smooths = smooths_](auto at) {
+              const V shift = x(at) - max;
+              const V factor = at::vec::fmadd(entropy, at::vec::maximum(shift, V(kLowestShift)), probability);
+              V less = chosen(at);
+              if (smooths) less = less + smoothing * (weighs ? class_weight(at) : V(1));
+              return mask(at, at::vec::fmsub(exp_of_negative(shift), factor, less), V(0));
+            };
+          },
+          terms.target);
+    }
+  }
+
+ private:
+  template <int rows>
+  static LinearRow<A> row_of(const State<rows>& state, std::int64_t w) {
+    LinearRow<A> row;
+    row.softmax = {state.max[w], state.sum[w]};
+    row.weighted = state.weighted[w];
+    row.target_logit = state.chosen_input[w];
+    row.smoothing = state.smoothing[w];
+    return row;
+  }
+
+  // What label smoothing sums; shifted by the maximum so that large logits lose no digits.
+  template <class Block, int rows>
+  void sum_classes(const Block& block, State<rows>& state) const {
+    alignas(64) A logits[Block::kRows] = {}, weights[Block::kRows] = {}, classes[Block::kRows] = {};
+    block.template add<3>({logits, weights, classes}, [&](auto row) {
+      return [x = block.input(), class_weight = block.of_class(work_.weight), mask = block.mask(),
+              weighs = work_.weight != nullptr, max = row(state.max)](auto at) {
+        const V zero(0), w = weighs ? class_weight(at) : V(1);
+        return std::array<V, 3>{mask(at, (x(at) - max) * w, zero), mask(at, w, zero), mask(at, V(1), zero)};
+      };
+    });
+    for (std::int64_t w = 0; w < block.width(); ++w) {
+      const auto counted = static_cast<std::int64_t>(classes[w]);
+      if (counted == 0) continue;
+      const double weight(weights[w]);
+      state.smoothing[w] =
+          state.smoothing[w] + ClassSums{double(logits[w]) + double(state.max[w]) * weight, weight, counted};
+    }
+  }
+
+  const LinearWork<A>& work_;
+  const bool smooths_;
+};
+
+template <class A>
+struct LinearPrograms {
+  using Work = LinearWork<A>;
+  using Mode = LinearMode;
+
+  static RowOperands<A> operands(const Work& work) {
+    return {.rows = work.rows,
+            .classes = work.classes,
+            .input = {work.logits, 1, 0},
+            .second = {nullptr, 1, 3},
+            .output = {work.gradient, 1, 1},
+            .mask = {work.class_mask, 1, 2}};
+  }
+
+  template <class Body>
+  static auto with(const Work& work, Mode mode, std::int64_t, const Body& body) {
+    return mode == Mode::Visit ? body(LinearProgram<A, Mode::Visit>(work)) : body(LinearProgram<A, Mode::Write>(work));
+  }
+};
+
+template <class A>
+void soften(A* x, std::int64_t n, A cap, A temperature) {
+  using V = Vectorized<A>;
+  const V up(cap), inverse_cap(1 / cap), by(temperature);
+  for (std::int64_t i = 0; i < n; i += V::size()) {
+    const auto lanes = std::min<std::int64_t>(V::size(), n - i);
+    V v = V::loadu(x + i, lanes);
+    if (cap != 0) v = (v / up).tanh() * up;
+    if (temperature != 1) v = v / by;
+    v.store(x + i, lanes);
+  }
+}
+
+template <class T, class A>
+void harden(T* to, const A* gradient, const A* x, std::int64_t n, A cap, A temperature) {
+  using V = Vectorized<A>;
+  const V zero(0), one(1), tangent(cap == 0 ? A(0) : temperature / cap), by(1 / temperature);
+  store_vectors<false, A>(to, n, [&](std::int64_t i, std::int64_t lanes) {
+    const V g = V::loadu(gradient + i, lanes);
+    V derivative = by;
+    if (cap != 0) {
+      const V t = V::loadu(x + i, lanes) * tangent;
+      derivative = by * at::vec::maximum(one - t * t, zero);
+    }
+    // What masked classes hold is nobody's.
+    return V::blendv(g * derivative, zero, g == zero);
+  });
+}
+
+template <class A>
+constexpr LinearKernel<A> kernel{RowEngine<LinearPrograms<A>>::kernel(), soften<A>};
+
+}  // namespace
+
+const LinearKernels& linear_kernels() {
+  static constexpr LinearKernels kernels{
+      kernel<float>,
+      kernel<double>,
+      {harden<float, float>, harden<double, double>, harden<at::BFloat16, float>, harden<at::Half, float>}};
+  return kernels;
+}
+
+}  // namespace masked_loss::cpu::CPU_CAPABILITY

@@ -1,0 +1,318 @@
+"""linear_cross_entropy, linear_log_prob and linear_log_prob_and_entropy: what the harness does not look at."""
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import masked_loss
+import reference
+from reference import assert_near, assert_positive_zero, assert_same_bits
+
+N, H, C = 23, 8, 37
+CHUNKS = (1, 7, None)  # every row or class by itself, several that do not fit, all at once
+OPTIONS = {
+    "plain": {},
+    "softcap": dict(softcap=2.0, temperature=0.7),
+    "temperature": dict(temperature=0.5),
+    "smoothing": dict(label_smoothing=0.1, z_loss=0.01, weight=torch.rand(C) + 0.5),
+    "classes": dict(class_mask=torch.arange(C) % 5 != 4, label_smoothing=0.2),
+}
+
+
+def problem(dtype=torch.float64, rows=(N,), hidden=H, classes=C, scale=1.0, wanted=("input", "linear_weight")):
+    arguments = dict(
+        input=scale * torch.randn(*rows, hidden),
+        linear_weight=torch.randn(classes, hidden),
+        target=torch.randint(max(classes - 2, 1), rows) // 5 * 5,
+    )
+    tensors = {n: t.to(dtype).requires_grad_(n in wanted) if t.is_floating_point() else t for n, t in arguments.items()}
+    return tensors, torch.rand(rows) < 0.6
+
+
+def gradients(result, arguments, upstream=None):
+    leaves = [tensor for tensor in arguments.values() if isinstance(tensor, torch.Tensor) and tensor.requires_grad]
+    return torch.autograd.grad(result, leaves, upstream)
+
+
+@contextlib.contextmanager
+def products():
+    """The matrix products of a call, each as its number of multiplications, in a list that is filled at the end."""
+    sizes = []
+    with torch.autograd.profiler.profile(record_shapes=True) as profile:
+        yield sizes
+    for event in sorted(profile.function_events, key=lambda event: event.time_range.start):
+        if event.name in ("aten::mm", "aten::addmm"):
+            (n, k), (_, m) = event.input_shapes[0:2] if event.name == "aten::mm" else event.input_shapes[1:3]
+            sizes.append(n * k * m)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_is_the_loss_of_whole_logits(dtype, chunk_size, options, reduction):
+    arguments, mask = problem(dtype)
+    loss = masked_loss.linear_cross_entropy(
+        **arguments, mask=mask, chunk_size=chunk_size, reduction=reduction, **options
+    )
+    exact = {n: t.detach().double().requires_grad_() if t.requires_grad else t for n, t in arguments.items()}
+    expected = reference.linear_cross_entropy(**exact, mask=mask, reduction=reduction, **options)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert loss.dtype == wide
+    assert_near(loss, expected, largest=10.0)
+    upstream = torch.randn_like(loss)
+    ours, theirs = gradients(loss, arguments, upstream), gradients(expected, exact, upstream.double())
+    for gradient, wanted in zip(ours, theirs, strict=True):
+        assert gradient.dtype == dtype
+        # Logits' gradients are rounded once more on their way to the products.
+        largest = wanted.abs().max()
+        allowed = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}[dtype]
+        torch.testing.assert_close(gradient.double(), wanted, rtol=0.0, atol=(allowed * largest).item())
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_masked_rows_are_not_read(chunk_size, reduction):
+    arguments, mask = problem(torch.float32)
+    poisoned = dict(arguments, input=arguments["input"].detach().masked_fill(~mask[:, None], torch.nan))
+    poisoned["input"].requires_grad_()
+    poisoned["target"] = arguments["target"].masked_fill(~mask, torch.iinfo(torch.int64).min)
+    results = []
+    for given in (arguments, poisoned):
+        loss = masked_loss.linear_cross_entropy(**given, mask=mask, chunk_size=chunk_size, reduction=reduction)
+        upstream = torch.ones_like(loss)
+        if reduction == "none":
+            upstream[~mask] = torch.nan
+        results.append((loss, *gradients(loss, given, upstream)))
+    for clean, dirty in zip(*results, strict=True):
+        assert_same_bits(dirty, clean)
+    assert_positive_zero(results[1][1][~mask])
+    if reduction == "none":
+        assert_positive_zero(results[1][0][~mask])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(
+    ("rows", "hidden", "classes", "kept"),
+    [((N,), H, C, False), ((0,), H, C, True), ((N,), H, 0, False), ((N,), 0, C, True), ((), H, C, True)],
+    ids=["nothing kept", "no rows", "no classes", "no hidden size", "one row"],
+)
+def test_empty(rows, hidden, classes, kept, reduction):
+    """Attached to the graph, with zero gradients where nothing is kept."""
+    arguments, _ = problem(torch.float32, rows, hidden, classes)
+    mask = torch.full(rows, kept)
+    loss = masked_loss.linear_cross_entropy(**arguments, mask=mask, reduction=reduction)
+    logits = F.linear(arguments["input"], arguments["linear_weight"])
+    expected = masked_loss.cross_entropy(logits, arguments["target"], mask, dim=-1, reduction=reduction)
+    torch.testing.assert_close(loss, expected)
+    ones = torch.ones_like(loss)
+    for ours, theirs in zip(gradients(loss, arguments, ones), gradients(expected, arguments, ones), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "count"),
+    [((), 1), (("input",), 2), (("linear_weight",), 2), (("input", "linear_weight"), 3)],
+    ids=["no gradient", "frozen head", "frozen input", "both"],
+)
+def test_only_the_products_that_are_needed(wanted, count):
+    arguments, mask = problem(torch.float32, wanted=wanted)
+    one = int(mask.sum()) * H * C
+    with products() as of_loss:
+        loss = masked_loss.linear_cross_entropy(**arguments, mask=mask)
+        if wanted:
+            gradients(loss, arguments)
+    assert sum(of_loss) == count * one
+    # What has one gradient for each row makes the logits again.
+    with products() as of_rows:
+        losses = masked_loss.linear_cross_entropy(**arguments, mask=mask, reduction="none")
+        if wanted:
+            gradients(losses, arguments, torch.ones_like(losses))
+    assert sum(of_rows) == (count + bool(wanted)) * one
+
+
+def test_no_grad_computes_no_gradient():
+    arguments, mask = problem(torch.float32)
+    with torch.no_grad(), products() as sizes:
+        masked_loss.linear_cross_entropy(**arguments, mask=mask)
+    assert sizes == [int(mask.sum()) * H * C]
+
+
+def test_chunks_are_balanced():
+    arguments, _ = problem(torch.float32, rows=(22,))
+    with products() as sizes:
+        masked_loss.linear_cross_entropy(**arguments, chunk_size=20)
+    assert sizes[::3] == [11 * H * C] * 2
+    # The budget's: 1100 rows of so many classes are two chunks of multiples of 128.
+    arguments, _ = problem(torch.float32, rows=(1100,), hidden=1, classes=130_000, wanted=())
+    with products() as sizes:
+        masked_loss.linear_cross_entropy(**arguments)
+    assert sizes == [640 * 130_000, 460 * 130_000]
+
+
+def test_max_kept():
+    arguments, mask = problem(torch.float32)
+    kept = int(mask.sum())
+    loss = masked_loss.linear_cross_entropy(**arguments, mask=mask, max_kept=kept)
+    assert_same_bits(loss, masked_loss.linear_cross_entropy(**arguments, mask=mask))
+    with pytest.raises(ValueError, match=f"expected max_kept of at least .*, {kept}, got {kept - 1}"):
+        masked_loss.linear_cross_entropy(**arguments, mask=mask, max_kept=kept - 1)
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_autocast(half, chunk_size, reduction):
+    """Operands are rounded as by torch's linear; what is made of them is not."""
+    arguments, mask = problem(torch.float32)
+    with torch.autocast("cpu", dtype=half):
+        loss = masked_loss.linear_cross_entropy(**arguments, mask=mask, chunk_size=chunk_size, reduction=reduction)
+    rounded = {n: t.detach().to(half).requires_grad_() if t.requires_grad else t for n, t in arguments.items()}
+    expected = masked_loss.linear_cross_entropy(**rounded, mask=mask, chunk_size=chunk_size, reduction=reduction)
+    assert loss.dtype == torch.float32
+    assert_same_bits(loss, expected)
+    upstream = torch.randn_like(loss)
+    ours, theirs = gradients(loss, arguments, upstream), gradients(expected, rounded, upstream)
+    for gradient, wanted in zip(ours, theirs, strict=True):
+        assert_same_bits(gradient, wanted.float())
+    # The composite, of a transform.
+    with torch.autocast("cpu", dtype=half):
+        composed = torch.func.vjp(
+            lambda x: masked_loss.linear_cross_entropy(**dict(arguments, input=x), mask=mask, reduction=reduction),
+            arguments["input"].detach(),
+        )[0]
+    torch.testing.assert_close(composed, loss)
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+def test_log_prob_and_entropy(chunk_size):
+    arguments, mask = problem()
+    arguments["index"] = arguments.pop("target")
+    log_prob, entropy = masked_loss.linear_log_prob_and_entropy(**arguments, mask=mask, chunk_size=chunk_size)
+    assert_same_bits(log_prob, masked_loss.linear_log_prob(**arguments, mask=mask, chunk_size=chunk_size))
+    log_p = F.linear(arguments["input"], arguments["linear_weight"]).log_softmax(-1)
+    expected = [
+        log_p.gather(-1, arguments["index"][:, None]).squeeze(-1).where(mask, 0.0),
+        -(log_p.exp() * log_p).sum(-1).where(mask, 0.0),
+    ]
+    torch.testing.assert_close([log_prob, entropy], expected)
+    assert_positive_zero(log_prob[~mask])
+    assert_positive_zero(entropy[~mask])
+    upstream = [torch.randn(N, dtype=torch.float64), torch.randn(N, dtype=torch.float64)]
+    leaves = [arguments["input"], arguments["linear_weight"]]
+    ours = torch.autograd.grad([log_prob, entropy], leaves, upstream)
+    torch.testing.assert_close(ours, torch.autograd.grad(expected, leaves, upstream))
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+def test_logits_of_minus_infinity(chunk_size):
+    """A class of no probability adds 0 to the entropy, and has no gradient."""
+    arguments, _ = problem()
+    arguments["index"] = arguments.pop("target")
+    bias = torch.zeros(C, dtype=torch.float64).index_fill(0, torch.tensor([1, 36]), -torch.inf)
+    allowed = bias == 0
+    results = []
+    for options in (dict(linear_bias=bias), dict(class_mask=allowed)):
+        both = masked_loss.linear_log_prob_and_entropy(**arguments, **options, chunk_size=chunk_size)
+        results.append((*both, *gradients(sum(both).sum(), arguments)))
+    torch.testing.assert_close(*results)
+    assert all(tensor.isfinite().all() for tensor in results[0])
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_target_that_is_not_allowed(chunk_size, reduction):
+    arguments, _ = problem()
+    allowed = torch.ones(C, dtype=torch.bool)
+    allowed[arguments["target"][0]] = False
+    loss = masked_loss.linear_cross_entropy(**arguments, class_mask=allowed, chunk_size=chunk_size, reduction=reduction)
+    assert loss.max() == torch.inf
+    assert all(g.isfinite().all() for g in gradients(loss, arguments, torch.ones_like(loss)))
+
+
+def test_masks_of_every_shape_of_the_logits():
+    arguments, mask = problem(rows=(4, 5))
+    logits = F.linear(arguments["input"], arguments["linear_weight"])
+    for shape in ((4, 5, C), (1, 5, C), (4, 1, C), (4, 5, 1), (1, 1, C)):
+        allowed = torch.rand(shape) < 0.7
+        allowed[..., ::5] = True
+        for reduction in ("mean", "none"):
+            options = dict(class_mask=allowed, reduction=reduction, label_smoothing=0.1)
+            loss = masked_loss.linear_cross_entropy(**arguments, mask=mask, chunk_size=3, **options)
+            expected = masked_loss.cross_entropy(logits, arguments["target"], mask, dim=-1, **options)
+            torch.testing.assert_close(loss, expected)
+            ones = torch.ones_like(loss)
+            torch.testing.assert_close(
+                torch.autograd.grad(loss, list(arguments.values())[:2], ones),
+                torch.autograd.grad(expected, list(arguments.values())[:2], ones, retain_graph=True),
+            )
+
+
+def errors(dtype, scale, chunk_size, rows=512, hidden=64, classes=2000):
+    """Of a loss and of the head's gradient, relative to float64: ours, logits in float32, torch's in chunks."""
+    arguments, _ = problem(dtype, (rows,), hidden, classes, scale / hidden**0.5)
+    arguments["linear_weight"] = (arguments["linear_weight"].detach() * 1.0).requires_grad_()
+    x, w, y = arguments.values()
+
+    def exact(x, w):
+        return F.cross_entropy(F.linear(x, w), y)
+
+    def of(function, *leaves):
+        loss = function(*leaves)
+        return loss.detach().double(), torch.autograd.grad(loss, leaves[1])[0].double()
+
+    wide = of(exact, *(t.detach().double().requires_grad_() for t in (x, w)))
+    found = [
+        of(lambda x, w: masked_loss.linear_cross_entropy(x, w, y, chunk_size=chunk_size), x, w),
+        of(lambda x, w: exact(x.float(), w.float()), x, w),
+    ]
+    if hasattr(F, "linear_cross_entropy"):
+        found.append(of(lambda x, w: F.linear_cross_entropy(x, w, y), x, w))
+    return [[((a - b).norm() / b.norm()).item() for a, b in zip(each, wide, strict=True)] for each in found]
+
+
+@pytest.mark.parametrize("scale", [5, 160, 640])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_accuracy(dtype, scale):
+    """As exact as logits in float32, whatever their size and the number of chunks."""
+    torch.manual_seed(0)
+    (ours, of_ours), (wide, of_wide), *_ = errors(dtype, scale, chunk_size=64)
+    rounding = torch.finfo(dtype).eps / 2
+    assert ours <= max(wide, 1e-6) * 1.5
+    assert of_ours <= of_wide + rounding
+
+
+@pytest.mark.parametrize("module", [masked_loss.LinearCrossEntropyLoss])
+def test_the_module_holds_no_head(module):
+    assert not list(module().parameters())
+    assert not module().state_dict()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_peak_memory_is_that_of_a_chunk(reduction):
+    """Beyond the gradients: of 128 MiB of logits 16 are held at once."""
+    rows, hidden, classes, chunk = 2048, 32, 16384, 256
+    masked_loss.empty_cache()
+
+    def step(rows):
+        arguments, _ = problem(torch.float32, (rows,), hidden, classes)
+        loss = masked_loss.linear_cross_entropy(**arguments, chunk_size=chunk, reduction=reduction)
+        gradients(loss, arguments, torch.ones_like(loss))
+
+    step(16)  # what is made once
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # the peak becomes what there is
+    except OSError:
+        pytest.skip("the peak of the memory is not known here")
+
+    def status(name):
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+    before = status("VmHWM")
+    step(rows)
+    operands = 2 * 4 * (rows + classes) * hidden  # and their gradients
+    assert status("VmHWM") - before < 1.05 * 4 * chunk * classes + operands + (8 << 20)
