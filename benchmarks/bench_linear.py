@@ -84,7 +84,7 @@ def case(problem: Linear, goals: Dict[str, float]) -> Case:
     logits = problem.rows * problem.classes
     gradients = (problem.rows + problem.classes) * problem.hidden
     # A chunk of logits, which all of the kept ones are here, and the gradients of the operands.
-    held = problem.kept * logits * (4 if bytes_of == 4 else 6) * 1.05 + gradients * bytes_of
+    held = problem.kept * logits * (4 if bytes_of == 4 else 6) * 1.1 + gradients * bytes_of
     return Case(
         str(problem),
         problem,
