@@ -54,11 +54,6 @@ struct CheckMask : Op<void(const Tensor&, std::string_view, std::string_view)> {
 void check_mask_values(const char* op, const char* name, const OptionalTensor& mask);
 void check_readable_mask(const Tensor& mask, std::string_view op, std::string_view name);  // that kernel on the CPU
 
-// (mask, op, name): the error of an integer mask that holds something else than 0 and 1.
-struct CheckMask : Op<void(const Tensor&, std::string_view, std::string_view)> {
-  static constexpr auto name = "_check_mask";
-};
-
 // One byte an element, which is what kernels read: it keeps where it is not 0. Not as bool, whose bytes a compiler
 // takes for 0 and 1, while a view of other memory may hold any.
 Tensor byte_mask(const Tensor& mask);
