@@ -35,7 +35,7 @@ variable_list composite_backward(const variable_list& grads, const Tensor& input
 
 // A scalar, whose gradients are made chunk by chunk, while the logits are at hand.
 struct LinearScalarFunction : Function<LinearScalarFunction> {
-  static constexpr bool is_traceable = true;
+  static constexpr auto name = "LinearCrossEntropyBackward";
 
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& linear_weight,
                         const OptionalTensor& linear_bias, const LinearCall& of) {
@@ -66,7 +66,7 @@ struct LinearScalarFunction : Function<LinearScalarFunction> {
 
 // Losses and entropies of rows, or a scalar of float16: the backward pass makes the logits again.
 struct LinearRowsFunction : Function<LinearRowsFunction> {
-  static constexpr bool is_traceable = true;
+  static constexpr auto name = "LinearRowsBackward";
 
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& linear_weight,
                                const OptionalTensor& linear_bias, const LinearCall& of) {
