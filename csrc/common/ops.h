@@ -35,12 +35,12 @@ struct DispatcherType {
   using type = const T&;
 };
 template <class T>
-requires std::is_arithmetic_v<T>
+  requires std::is_arithmetic_v<T>
 struct DispatcherType<T> {
   using type = T;
 };
 template <class T>
-requires std::is_enum_v<T>
+  requires std::is_enum_v<T>
 struct DispatcherType<T> {
   using type = std::int64_t;
 };
@@ -103,8 +103,10 @@ auto call(Arguments&&... arguments) {
 
 // Registers `function` as a kernel of an op; that of an op with options takes them as a struct.
 template <class Op, auto function, class Library>
-requires requires { typename Op::Options; }
-void impl(Library& m) { m.impl(Op::name, TORCH_FN((Op::template kernel<function>))); }
+  requires requires { typename Op::Options; }
+void impl(Library& m) {
+  m.impl(Op::name, TORCH_FN((Op::template kernel<function>)));
+}
 template <class Op, typename Op::Signature* function, class Library>
 void impl(Library& m) {
   m.impl((std::string(Op::name) + (*Op::overload == 0 ? "" : ".") + Op::overload).c_str(), TORCH_FN(function));
