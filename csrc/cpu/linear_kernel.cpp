@@ -81,6 +81,7 @@ class LinearProgram : public RowProgram<A, A> {
         auto row = row_of(state, w);
         const auto c = chosen(position);
         row.target_allowed = c >= 0 && of.allowed(w, c);
+        if (c < 0) row.target_logit = 0;  // where rows are lanes, another class's
         work_.state[position] = masked_loss::merge(work_.state[position], row);
       } else {
         const auto& saved = work_.saved[position];

@@ -318,3 +318,28 @@ def test_peak_memory_is_that_of_a_chunk(reduction, kernels):
     step(rows)
     operands = 2 * 4 * (rows + classes) * hidden  # and their gradients
     assert status("VmHWM") - before < 1.05 * 4 * chunk * classes + operands + (8 << 20)
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes"),
+    [(70, 37), (30, 300), (9, 5000), (3, 70_000)],
+    ids=["rows as lanes", "one block", "three blocks", "parts of rows"],
+)
+@pytest.mark.parametrize("chunk_size", [2, None])
+def test_every_traversal(rows, classes, chunk_size):
+    arguments, mask = problem(rows=(rows,), classes=classes)
+    options = dict(label_smoothing=0.1, softcap=4.0, class_mask=torch.rand(rows, classes) < 0.9)
+    options["class_mask"][:, ::5] = True  # the targets
+    for reduction in ("mean", "none"):
+        given = dict(arguments, mask=mask, reduction=reduction)
+        loss = masked_loss.linear_cross_entropy(**given, **options, chunk_size=chunk_size)
+        expected = reference.linear_cross_entropy(**given, **options)
+        upstream = torch.randn_like(loss)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(gradients(loss, arguments, upstream), gradients(expected, arguments, upstream))
+    arguments["index"] = arguments.pop("target")
+    both = masked_loss.linear_log_prob_and_entropy(**arguments, chunk_size=chunk_size)
+    expected = (reference.linear_log_prob(**arguments), reference.linear_entropy(**arguments))
+    torch.testing.assert_close(both, expected)
+    ours, theirs = (gradients(a + 0.5 * b, arguments, torch.ones_like(a)) for a, b in (both, expected))
+    torch.testing.assert_close(ours, theirs)
