@@ -15,8 +15,10 @@ constexpr int kPacks = sizeof(T) == 8                           ? 1
                        : sizeof(T) == 2 || Formula::takes_other ? 2
                                                                 : 4;
 
-// Blocks of a multiprocessor: without a bound the compiler spreads packs over more registers than it takes.
-constexpr int kResident = 3;
+// Blocks of a multiprocessor: without a bound the compiler spreads packs over more registers than it takes, with more
+// of them those of float spill.
+template <class T>
+constexpr int kResident = sizeof(T) == 4 ? 2 : 3;
 
 template <class A>
 struct DeviceMath : ScalarMath<A> {
@@ -216,7 +218,7 @@ struct Operands {
 
 // A block a chunk of so many packs. `slopes`: gradients are wanted.
 template <class Formula, class T, bool slopes>
-__global__ void __launch_bounds__(kThreads, kResident)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     pointwise_elements(Elements<Accumulation<T>> work, std::int64_t chunk, PointwiseTotal<Accumulation<T>> total) {
   using A = Accumulation<T>;
   constexpr int n = Pack<T>::size, packs = kPacks<Formula, T>;

@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll 1
     for (int t = 0; t < kTiles && first < end; ++t, first += columns.groups * rows) {
       std::int64_t offsets[rows];
-      unsigned kept[rows];
+      unsigned kept[rows], wanted = 0;
       Group<T, n> groups[rows];
 #pragma unroll
       for (int k = 0; k < rows; ++k) {
@@ -264,11 +264,11 @@ __global__ void __launch_bounds__(kThreads)
         const auto at = work.reduced.offsets(element);
         offsets[k] = at[0];
         kept[k] = kept_among<n>(valid, mask == nullptr ? nullptr : mask + at[1], mask_step);
+        wanted |= unsigned(mask_step != 0 || kept[k] != 0) << k;
       }
 #pragma unroll
       for (int k = 0; k < rows; ++k) {
-        if (first + k * columns.groups >= end || (mask_step == 0 && kept[k] == 0)) continue;
-        groups[k] = load_valid<T, n>(valid, from + offsets[k], step, wide);
+        if (wanted >> k & 1) groups[k] = load_valid<T, n>(valid, from + offsets[k], step, wide);
       }
       if constexpr (order == 2) {
 #pragma unroll
