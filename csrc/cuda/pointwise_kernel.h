@@ -7,7 +7,7 @@
 namespace masked_loss::cuda {
 
 // Elements are summed in chunks, and weighed in parts, that follow from their number alone: so do the sums.
-inline constexpr std::int64_t kMaxChunks = 4096, kMaxParts = 1024;
+inline constexpr std::int64_t kMaxChunks = 2048, kMaxParts = 1024;
 
 // What losses are divided by, on the device.
 struct PointwiseDivisor {

@@ -228,20 +228,20 @@ TEST(MomentsKernel, SumsAreCompensated) {
   }
 }
 
-// What the mask drops as whole packs is not there at all.
-TYPED_TEST(MomentsKernel, MaskedPacksAreNotRead) {
+// What a mask of whole lines, or of elements of all columns, drops is not there at all.
+TYPED_TEST(MomentsKernel, MaskedLinesAreNotRead) {
   using A = typename MomentsProblem<TypeParam>::A;
   constexpr std::int64_t length = 64, columns = 96, there = 32;
   for (const bool by_columns : {false, true}) {
     Buffer<TypeParam> input(by_columns ? there * columns : there);
     for (TypeParam& x : input) x = element<TypeParam>(1);
     Buffer<std::uint8_t> mask(length);
-    std::fill_n(mask.data(), there, 1);
+    std::fill_n(mask.data(), by_columns ? there : 1, 1);
     const auto rows = by_columns ? columns : 1;
     const MomentsWork<TypeParam> work{
         by_columns ? make_rows<2>({columns}, {{1}, {0}}) : make_rows<2>({}, {{}, {}}),
-        by_columns ? make_rows<2>({length}, {{columns}, {1}}) : make_rows<2>({length}, {{1}, {1}}), input.data(),
-        mask.data()};
+        by_columns ? make_rows<2>({length}, {{columns}, {1}}) : make_rows<2>({2, there}, {{there, 1}, {1, 0}}),
+        input.data(), mask.data()};
     Buffer<A> first(rows), second(rows);
     Buffer<std::int64_t> count(rows);
     Buffer<char> memory(moments_bytes(work));
