@@ -1,5 +1,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include "common/linear_engine.h"
@@ -124,7 +125,7 @@ class Backend : public LinearBackend {
       using A = decltype(a);
       static_assert(sizeof(LinearSaved<A>) == kLinearState * sizeof(A));
       const auto* state = reinterpret_cast<const LinearRow<A>*>(states.template const_data_ptr<std::uint8_t>());
-      auto* to = reinterpret_cast<LinearSaved<A>*>(saved.template mutable_data_ptr<A>());
+      auto* to = reinterpret_cast<LinearSaved<A>*>(saved.mutable_data_ptr<A>());
       for (std::int64_t r = 0; r < count; ++r) {
         const auto& seen = state[r];
         const CrossEntropyRow<A> row{data_of<A>(rows.coefficient)[r], weight.defined() ? data_of<A>(weight)[r] : A(1),
