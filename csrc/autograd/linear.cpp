@@ -1,4 +1,3 @@
-#include <ATen/ops/rsub.h>
 #include <torch/library.h>
 
 #include "autograd/recorded.h"
@@ -150,17 +149,12 @@ Tensor linear_cross_entropy(const Tensor& input, const Tensor& linear_weight, co
 
 LinearResult log_prob_of(const Tensor& input, const Tensor& linear_weight, const Tensor& index,
                          const OptionalTensor& mask, const LinearLogProbOptions& given, LinearKind kind) {
-  auto options = linear_options(given, kind);
-  const auto of = linear_operands(input, linear_weight, given.linear_bias, given.dtype);
-  options.loss.linear_bias = of.linear_bias;
-  check_linear(of.input, of.linear_weight, index, mask, options);
-  auto result = path_of_linear(of, std::nullopt) == Path::Composite
-                    ? composite_linear(of.input, of.linear_weight, index, mask, options)
-                    : rows_of(of, {index, mask, options});
-  const auto type = linear_result_type(of.input, given.dtype);
-  result.loss = at::rsub(result.loss, 0).to(type);  // of 0 it is +0
-  if (result.entropy.defined()) result.entropy = converted(result.entropy, type);
-  return result;
+  return linear_log_prob_by(input, linear_weight, given, kind, [&](const auto& of, const auto& options) {
+    check_linear(of.input, of.linear_weight, index, mask, options);
+    return path_of_linear(of, std::nullopt) == Path::Composite
+               ? composite_linear(of.input, of.linear_weight, index, mask, options)
+               : rows_of(of, {index, mask, options});
+  });
 }
 
 Tensor linear_log_prob(const Tensor& input, const Tensor& linear_weight, const Tensor& index,

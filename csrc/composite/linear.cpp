@@ -6,7 +6,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/ones_like.h>
-#include <ATen/ops/rsub.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -146,26 +145,24 @@ Tensor linear_cross_entropy(const Tensor& input, const Tensor& linear_weight, co
   return converted(loss, linear_result_type(of.input, given.dtype));
 }
 
-std::tuple<Tensor, Tensor> log_prob_and_entropy_of(const Tensor& input, const Tensor& linear_weight,
-                                                   const Tensor& index, const OptionalTensor& mask,
-                                                   const LinearLogProbOptions& given, LinearKind kind) {
-  auto options = linear_options(given, kind);
-  const auto of = linear_operands(input, linear_weight, given.linear_bias, given.dtype);
-  options.loss.linear_bias = of.linear_bias;
-  const auto [loss, entropy, states] = call<LinearRowsForward>(of.input, of.linear_weight, index, mask, options);
-  const auto type = linear_result_type(of.input, given.dtype);
-  return {at::rsub(loss, 0).to(type), converted(entropy, type)};
+LinearResult log_prob_of(const Tensor& input, const Tensor& linear_weight, const Tensor& index,
+                         const OptionalTensor& mask, const LinearLogProbOptions& given, LinearKind kind) {
+  return linear_log_prob_by(input, linear_weight, given, kind, [&](const auto& of, const auto& options) {
+    const auto [loss, entropy, states] = call<LinearRowsForward>(of.input, of.linear_weight, index, mask, options);
+    return LinearResult{loss, entropy};
+  });
 }
 
 Tensor linear_log_prob(const Tensor& input, const Tensor& linear_weight, const Tensor& index,
                        const OptionalTensor& mask, const LinearLogProbOptions& options) {
-  return std::get<0>(log_prob_and_entropy_of(input, linear_weight, index, mask, options, LinearKind::LogProb));
+  return log_prob_of(input, linear_weight, index, mask, options, LinearKind::LogProb).loss;
 }
 
 std::tuple<Tensor, Tensor> linear_log_prob_and_entropy(const Tensor& input, const Tensor& linear_weight,
                                                        const Tensor& index, const OptionalTensor& mask,
                                                        const LinearLogProbOptions& options) {
-  return log_prob_and_entropy_of(input, linear_weight, index, mask, options, LinearKind::LogProbAndEntropy);
+  const auto result = log_prob_of(input, linear_weight, index, mask, options, LinearKind::LogProbAndEntropy);
+  return {result.loss, result.entropy};
 }
 
 // Devices without kernels of ours; their rows have no states.
@@ -212,14 +209,9 @@ Tensor linear_cross_entropy_batched(const Tensor& input, const Tensor& linear_we
 
 LinearResult log_prob_batched_of(const Tensor& input, const Tensor& linear_weight, const Tensor& index,
                                  const OptionalTensor& mask, const LinearLogProbOptions& given, LinearKind kind) {
-  auto options = linear_options(given, kind);
-  const auto of = linear_operands(input, linear_weight, given.linear_bias, given.dtype);
-  options.loss.linear_bias = of.linear_bias;
-  auto result = composite_linear(of.input, of.linear_weight, index, mask, options);
-  const auto type = linear_result_type(of.input, given.dtype);
-  result.loss = at::rsub(result.loss, 0).to(type);
-  if (result.entropy.defined()) result.entropy = result.entropy.to(type);
-  return result;
+  return linear_log_prob_by(input, linear_weight, given, kind, [&](const auto& of, const auto& options) {
+    return composite_linear(of.input, of.linear_weight, index, mask, options);
+  });
 }
 
 Tensor linear_log_prob_batched(const Tensor& input, const Tensor& linear_weight, const Tensor& index,

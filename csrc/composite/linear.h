@@ -1,5 +1,7 @@
 #pragma once
 
+#include <ATen/ops/rsub.h>
+
 #include "common/linear_ops.h"
 
 namespace masked_loss {
@@ -26,5 +28,19 @@ struct LinearOperands {
 };
 LinearOperands linear_operands(const Tensor& input, const Tensor& linear_weight, const OptionalTensor& linear_bias,
                                std::optional<at::ScalarType> dtype);
+
+// linear_log_prob and its sibling, by run(operands, options), which gives the losses of rows and, if asked, entropies.
+template <class Run>
+LinearResult linear_log_prob_by(const Tensor& input, const Tensor& linear_weight, const LinearLogProbOptions& given,
+                                LinearKind kind, const Run& run) {
+  auto options = linear_options(given, kind);
+  const auto of = linear_operands(input, linear_weight, given.linear_bias, given.dtype);
+  options.loss.linear_bias = of.linear_bias;
+  LinearResult result = run(of, options);
+  const auto type = linear_result_type(of.input, given.dtype);
+  result.loss = converted(at::rsub(result.loss, 0), type);  // of 0 it is +0
+  if (result.entropy.defined()) result.entropy = converted(result.entropy, type);
+  return result;
+}
 
 }  // namespace masked_loss
