@@ -40,6 +40,11 @@ std::tuple<Tensor, Tensor> linear_log_prob_and_entropy(const Tensor& input, cons
   return call<LinearLogProbAndEntropy>(input, linear_weight, index, mask, options);
 }
 
+Tensor linear_kl(const Tensor& input, const Tensor& linear_weight, const Tensor& target_input,
+                 const Tensor& target_linear_weight, const OptionalTensor& mask, const LinearKLOptions& options) {
+  return call<LinearKL>(input, linear_weight, target_input, target_linear_weight, mask, options);
+}
+
 Tensor mse_loss(const Tensor& input, const Tensor& target, const OptionalTensor& mask, const MseLossOptions& options) {
   return call<PointwiseOp<MseLoss>>(input, target, mask, options);
 }

@@ -36,6 +36,13 @@ TORCH_LIBRARY(masked_loss, m) {
       "Tensor states, Tensor? mask=None, " +
       linear_arguments() + ") -> (Tensor, Tensor, Tensor)");
 
+  const std::string linear_kl =
+      "Tensor input, Tensor linear_weight, Tensor target_input, Tensor target_linear_weight, "
+      "Tensor? mask=None, ";
+  def("linear_kl(" + linear_kl + kLinearKLArguments + ") -> Tensor");
+  def("_linear_kl_gradients(" + linear_kl + "Tensor? grad=None, " + kLinearKLArguments +
+      ", int wanted=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+
   // An integer mask that holds something else than 0 and 1 is an error in the name of an op, where values are read.
   def("_check_mask(Tensor mask, str op, str name) -> ()");
 

@@ -110,18 +110,16 @@ Path path_of_linear(const LinearOperands& of, const OptionalTensor& sample_weigh
   return path_of(std::tie(of.input, of.linear_weight, of.linear_bias, sample_weight));
 }
 
-// For a sample_weight that is differentiated: the losses of the rows, and the N-sized rest in ATen ops.
-Tensor with_weights(const LinearOperands& of, const Tensor& target, const OptionalTensor& mask,
-                    const LinearOptions& options) {
-  const auto rows = check_linear(of.input, of.linear_weight, target, mask, options);
-  const auto& loss = options.loss;
-  const auto plan = composite_plan(rows, loss.reduction, loss.normalizer, accumulation_type(of.input.scalar_type()));
+// For a sample_weight that is differentiated: losses_of(keep, options), those of the rows, and the N-sized rest in ATen
+// ops.
+template <class Options, class Losses>
+Tensor with_weights(const RowArguments& rows, const Tensor& input, const Options& options, const Losses& losses_of) {
+  const auto plan = composite_plan(rows, options.reduction, options.normalizer, accumulation_type(input.scalar_type()));
   auto unweighted = options;
-  unweighted.loss.reduction = Reduction::None;
-  unweighted.loss.sample_weight = unweighted.loss.normalizer = std::nullopt;
-  const OptionalTensor keep = plan.keep;
-  const auto losses = rows_of(of, {target, keep, unweighted}).loss;
-  return composite_reduce(losses, plan.keep, plan.coefficient, loss.reduction);
+  unweighted.reduction = Reduction::None;
+  unweighted.sample_weight = unweighted.normalizer = std::nullopt;
+  return composite_reduce(losses_of(OptionalTensor(plan.keep), unweighted), plan.keep, plan.coefficient,
+                          options.reduction);
 }
 
 Tensor linear_cross_entropy(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
@@ -129,11 +127,16 @@ Tensor linear_cross_entropy(const Tensor& input, const Tensor& linear_weight, co
   auto options = linear_options(given);
   const auto of = linear_operands(input, linear_weight, given.linear_bias, given.dtype);
   options.loss.linear_bias = of.linear_bias;
-  check_linear(of.input, of.linear_weight, target, mask, options);
+  const auto rows = check_linear(of.input, of.linear_weight, target, mask, options);
   const auto type = linear_result_type(of.input, given.dtype);
   const auto path = path_of_linear(of, given.sample_weight);
   if (path == Path::Composite) return composite_linear(of.input, of.linear_weight, target, mask, options).loss.to(type);
-  if (wants_grad(given.sample_weight)) return with_weights(of, target, mask, options).to(type);
+  if (wants_grad(given.sample_weight)) {
+    const auto losses_of = [&](const OptionalTensor& keep, const LinearCrossEntropyOptions& unweighted) {
+      return rows_of(of, {target, keep, linear_options(unweighted)}).loss;
+    };
+    return with_weights(rows, of.input, options.loss, losses_of).to(type);
+  }
   if (path == Path::Plain) {
     options.loss.dtype = type;  // decided here, above a compiled graph
     const at::AutoDispatchBelowADInplaceOrView below;
@@ -169,13 +172,106 @@ std::tuple<Tensor, Tensor> linear_log_prob_and_entropy(const Tensor& input, cons
   return {result.loss, result.entropy};
 }
 
+// Divergences; what a scalar's gradients are is saved, and those of rows are made in the backward pass.
+struct LinearKLFunction : Function<LinearKLFunction> {
+  static constexpr auto name = "LinearKLBackward";
+
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& linear_weight,
+                        const OptionalTensor& linear_bias, const Tensor& target_input,
+                        const Tensor& target_linear_weight, const OptionalTensor& target_linear_bias,
+                        const OptionalTensor& mask, const LinearKLOptions& options, bool made) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    LinearKLCall of{options};
+    of.kl.linear_bias = linear_bias;
+    of.kl.target_linear_bias = target_linear_bias;
+    const auto wants = [](const OptionalTensor& tensor) { return tensor && tensor->requires_grad(); };
+    const bool wanted[] = {wants(input),        wants(linear_weight),        wants(linear_bias),
+                           wants(target_input), wants(target_linear_weight), wants(target_linear_bias)};
+    for (int i = 0; i < 6; ++i) of.wanted |= std::int64_t(wanted[i]) << i;
+    auto now = of;
+    if (!made) now.wanted = 0;
+    const auto results =
+        call<LinearKLGradients>(input, linear_weight, target_input, target_linear_weight, mask, OptionalTensor(), now);
+    return std::apply(
+        [&](const Tensor& loss, const auto&... gradient) {
+          variable_list saved{gradient...};
+          for (int i = 0; i < 6; ++i) {
+            if (!now.wants(i)) saved[i] = Tensor();
+          }
+          saved.insert(saved.end(), {input, linear_weight, target_input, target_linear_weight, or_undefined(mask)});
+          save_call(ctx, std::move(saved), of);
+          return loss;
+        },
+        results);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto [tensors, of] = load_call<LinearKLCall>(ctx);
+    const auto *gradient = tensors.data(), *operand = gradient + 6;
+    const auto mask = or_nullopt(operand[4]);
+    const auto listed = [&](const auto& gradients) {
+      variable_list all(9);  // of mask, options and `made` there are none
+      for (int i = 0; i < 6; ++i) {
+        if (of.wants(i)) all[i] = gradients[i];
+      }
+      return all;
+    };
+    if (differentiated_again(grads)) {
+      const LinearKLOperands operands{operand[0], operand[1], or_undefined(of.kl.linear_bias),
+                                      operand[2], operand[3], or_undefined(of.kl.target_linear_bias)};
+      return listed(composite_linear_kl_gradients(grads[0], operands, mask, of));
+    }
+    if (std::any_of(gradient, gradient + 6, [](const Tensor& made) { return made.defined(); })) {
+      std::array<Tensor, 6> scaled;
+      for (int i = 0; i < 6; ++i) {
+        if (of.wants(i)) scaled[i] = scaled_gradient(gradient[i], grads[0], /*shared=*/false);
+      }
+      return listed(scaled);
+    }
+    const auto results =
+        call<LinearKLGradients>(operand[0], operand[1], operand[2], operand[3], mask, OptionalTensor(grads[0]), of);
+    return std::apply([&](const Tensor&, const auto&... made) { return listed(std::array<Tensor, 6>{made...}); },
+                      results);
+  }
+};
+
+Tensor linear_kl(const Tensor& input, const Tensor& linear_weight, const Tensor& target_input,
+                 const Tensor& target_linear_weight, const OptionalTensor& mask, const LinearKLOptions& given) {
+  const auto of = linear_kl_operands(input, linear_weight, target_input, target_linear_weight, given);
+  auto options = given;
+  options.linear_bias = or_nullopt(of[2]);
+  options.target_linear_bias = or_nullopt(of[5]);
+  const auto index = linear_kl_index(input);
+  const auto rows = check_linear_kl(of[0], of[1], of[3], of[4], index, mask, options);
+  const auto type = linear_result_type(of[0], given.dtype);
+  const auto path = path_of(
+      std::tie(of[0], of[1], options.linear_bias, of[3], of[4], options.target_linear_bias, given.sample_weight));
+  if (path == Path::Composite) return composite_linear_kl(of, mask, options).to(type);
+  const auto losses_of = [&](const OptionalTensor& keep, const LinearKLOptions& by) {
+    if (std::any_of(of.begin(), of.end(),
+                    [](const Tensor& operand) { return operand.defined() && wants_grad(operand); })) {
+      const bool made = makes_gradient(of[0], by.reduction) && !has_hooks();
+      return LinearKLFunction::apply(of[0], of[1], by.linear_bias, of[3], of[4], by.target_linear_bias, keep, by, made);
+    }
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return std::get<0>(call<LinearKLGradients>(of[0], of[1], of[3], of[4], keep, OptionalTensor(), LinearKLCall{by}));
+  };
+  if (wants_grad(given.sample_weight)) return with_weights(rows, of[0], options, losses_of).to(type);
+  if (path == Path::Recorded) return converted(losses_of(mask, options), type);
+  options.dtype = type;  // decided here, above a compiled graph
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call<LinearKL>(of[0], of[1], of[3], of[4], mask, options);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(masked_loss, Autograd, m) {
   impl<LinearCrossEntropy, linear_cross_entropy>(m);
   impl<LinearLogProb, linear_log_prob>(m);
   impl<LinearLogProbAndEntropy, linear_log_prob_and_entropy>(m);
-  implement_inner(m, {LinearForwardGrad::name, LinearRowsForward::name, LinearRowsBackward::name});
+  impl<LinearKL, linear_kl>(m);
+  implement_inner(
+      m, {LinearKLGradients::name, LinearForwardGrad::name, LinearRowsForward::name, LinearRowsBackward::name});
 }
 
 }  // namespace masked_loss::autograd

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cross_entropy.h"
+#include "divergence.h"
 
 namespace masked_loss {
 
@@ -73,6 +74,34 @@ inline constexpr int kLowestShift = -1000;
 
 enum class LinearMode { Visit, Write };
 
+// From the states of rows that have been seen.
+template <class A>
+struct LinearConclusion {
+  const LinearRow<A>* state;
+  const std::int64_t* target;  // below 0 where a row is not there
+  const A* coefficient;
+  const A* target_weight;  // or null
+  A label_smoothing;
+  A z_loss;
+  A *loss, *entropy;
+  LinearSaved<A>* saved;
+
+  MASKED_LOSS_HD void operator()(std::int64_t r) const {
+    const auto& seen = state[r];
+    saved[r] = saved_of(seen);
+    if (target[r] < 0) {
+      loss[r] = entropy[r] = 0;
+      return;
+    }
+    const CrossEntropyRow<A> row{coefficient[r], target_weight == nullptr ? A(1) : target_weight[r], label_smoothing,
+                                 z_loss, seen.smoothing};
+    const A log_sum = std::log(seen.softmax.sum);
+    loss[r] = cross_entropy_loss(row, seen.softmax, log_sum, seen.target_logit, seen.target_allowed);
+    // A target out of range, where that is no error, has a coefficient of NaN.
+    entropy[r] = coefficient[r] != coefficient[r] ? coefficient[r] : log_sum - saved[r].mean;
+  }
+};
+
 // Rows of blocks of logits, one after the other in memory, and what is known of each row.
 template <class A>
 struct LinearWork {
@@ -84,13 +113,27 @@ struct LinearWork {
   const std::uint8_t* class_mask;  // or null
   const A* weight;                 // of the block's classes, or null
   const std::int64_t* target;      // [K]
-  LinearRow<A>* state;             // [K], which the block's are merged into
+  LinearRow<A>* state;             // [K]: of the first block, then merged with those of others
   const LinearSaved<A>* saved;     // [K], as the two below
   const A* coefficient;            // with what arrives from upstream
   const A* entropy_grad;           // or null
   const A* target_weight;          // or null
   A label_smoothing;
   A z_loss;
+};
+
+// All classes of some rows, one after the other in memory, by two heads.
+template <class A>
+struct DivergenceWork {
+  std::int64_t rows, classes;
+  A *logits, *target_logits;       // those of masked classes become -inf
+  A *gradient, *target_gradient;   // may lie over the logits; or null
+  const std::uint8_t* class_mask;  // or null
+  std::int64_t class_mask_stride;  // between rows
+  const std::int64_t* index;       // of each row, below 0 where it is not there
+  const A* coefficient;
+  A* loss;
+  A beta;
 };
 
 }  // namespace masked_loss

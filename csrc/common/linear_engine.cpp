@@ -46,22 +46,57 @@ void for_parts(std::int64_t whole, std::int64_t part, const Body& body) {
   for (std::int64_t first = 0; first < whole; first += part) body(first, std::min(part, whole - first));
 }
 
-// One call: its tensors, and the products between them.
-class Linear {
+// Which gradients are wanted of a head's operands.
+struct Wanted {
+  bool input = false, weight = false, bias = false;
+  explicit operator bool() const { return input || weight || bias; }
+};
+
+// Hidden states, of which some rows are kept, and the weights that make logits of them: the products, and what they add
+// to the gradients.
+class Head {
  public:
-  Linear(const LinearBackend& backend, const Tensor& input, const Tensor& linear_weight, const Tensor& target,
-         const OptionalTensor& mask, const LinearOptions& options)
+  struct Hidden {
+    Tensor narrow, wide;  // in the input's dtype, and in the accumulation dtype where that is multiplied
+  };
+
+  // What a chunk of logits, of any number of rows and classes up to so many, is held in.
+  class Workspace {
+   public:
+    Workspace(const Head& of, std::int64_t rows, std::int64_t classes) {
+      const auto elements = rows * classes;
+      logits_ = of.backend_.empty({elements}, of.like_);
+      if (!of.wanted_) return;
+      gradient_ = of.softcap_ == 0 ? logits_ : of.backend_.empty({elements}, of.like_);
+      rounded_ = of.gradient_type() == of.wide_ ? gradient_
+                                                : of.backend_.empty({elements}, of.like_.dtype(of.gradient_type()));
+    }
+
+    Tensor logits(std::int64_t rows, std::int64_t classes) const { return as(logits_, rows, classes); }
+    Tensor gradient(std::int64_t rows, std::int64_t classes) const { return as(gradient_, rows, classes); }
+    Tensor rounded(std::int64_t rows, std::int64_t classes) const { return as(rounded_, rows, classes); }
+
+   private:
+    static Tensor as(const Tensor& memory, std::int64_t rows, std::int64_t classes) {
+      return memory.defined() ? memory.narrow(0, 0, rows * classes).view({rows, classes}) : memory;
+    }
+
+    Tensor logits_, gradient_, rounded_;
+  };
+
+  Head(const LinearBackend& backend, const LinearKept& kept, const Tensor& input, const Tensor& linear_weight,
+       const OptionalTensor& bias, std::optional<double> softcap, double temperature, Wanted wanted)
       : backend_(backend),
-        arguments_(check_linear(input, linear_weight, target, mask, options)),
-        wanted_(options),
-        options_(options.loss),
+        kept_(kept),
+        softcap_(softcap.value_or(0)),
+        temperature_(temperature),
+        wanted_(wanted),
         type_(input.scalar_type()),
         wide_(accumulation_type(type_)),
         classes_(linear_weight.size(0)),
         hidden_(linear_weight.size(1)),
-        count_(target.numel()),
-        sizes_(target.sizes()),
-        input_(input.reshape({count_, hidden_})),
+        sizes_(input.sizes()),
+        input_(input.reshape({c10::multiply_integers(sizes_.slice(0, sizes_.size() - 1)), hidden_})),
         weight_(linear_weight),
         like_(input.options().dtype(wide_)) {
     if (type_ == wide_) {
@@ -71,147 +106,17 @@ class Linear {
     } else {
       way_ = type_ == at::kBFloat16 && multiplies_bfloat16() ? Way::HalfGradients : Way::Widened;
     }
-    kept_ = backend.keep(arguments_, options_, wide_);
-    if (options_.weight) class_weight_ = options_.weight->to(wide_).contiguous();
-    if (options_.linear_bias) bias_ = options_.linear_bias->to(wide_);
-    const auto& class_mask = options_.class_mask;
-    // One of size 1 along the classes masks whole rows, which the plan has left out.
-    if (class_mask && class_mask->size(-1) == classes_) class_mask_ = byte_mask(*class_mask);
+    if (bias) bias_ = bias->to(wide_);
   }
 
-  std::tuple<Tensor, Tensor, Tensor, Tensor> by_rows() {
-    start_gradients();
-    const auto rows = rows_at_once();
-    std::vector<Tensor> losses;
-    Workspace space(*this, kept_.count() == 0 ? 0 : rows, classes_);
-    for_parts(kept_.count(), rows, [&](std::int64_t first, std::int64_t n) {
-      const auto hidden = hidden_of(first, n);
-      auto block = block_of(first, n, 0, classes_, space);
-      make_logits(block.logits, hidden, 0);
-      soften(block.logits);
-      if (!wants_gradients()) block.gradient = Tensor();
-      losses.push_back(backend_.losses(block));
-      if (!wants_gradients()) return;
-      const auto gradient = harden(block, space);
-      const bool whole = n == kept_.count();
-      if (wanted_.weight_grad) add_weight_gradient(gradient, hidden, 0, first == 0, whole);
-      add_bias_gradient(gradient, 0);
-      if (wanted_.input_grad) {
-        auto sum = input_gradient_sum(first, n);
-        add_input_gradient(sum, gradient, 0, true);
-        scatter_input_gradient(sum, first, n);
-      }
-    });
-    const auto loss =
-        losses.empty() ? at::zeros({}, like_) : backend_.sum(losses.size() == 1 ? losses[0] : at::cat(losses));
-    return std::tuple_cat(std::tuple{loss}, gradients());
-  }
+  const Wanted& wanted() const { return wanted_; }
+  std::int64_t classes() const { return classes_; }
+  const at::TensorOptions& like() const { return like_; }  // of the logits
 
-  std::tuple<Tensor, Tensor, Tensor> rows_forward() {
-    const auto count = kept_.count();
-    auto loss = at::zeros({count_}, like_), entropy = at::zeros({count_}, like_);
-    auto saved = at::zeros({count_, kLinearState}, like_);
-    saved.select(1, 1).fill_(1);
-    Tensor losses = at::zeros({0}, like_);
-    if (count > 0) {
-      const auto states = backend_.new_states(count, like_);
-      const auto hidden = hidden_of(0, count);
-      const auto width = classes_at_once();
-      Workspace space(*this, count, width);
-      for_parts(classes_, width, [&](std::int64_t first, std::int64_t n) {
-        const auto block = block_of(0, count, first, n, space);
-        make_logits(block.logits, hidden, first);
-        soften(block.logits);
-        backend_.visit(block, states);
-      });
-      const auto [each, entropies, each_saved] = backend_.conclude(rows_of(0, count), target_weight(), states);
-      losses = each;
-      loss.index_copy_(0, kept_.rows, each);
-      entropy.index_copy_(0, kept_.rows, entropies);
-      saved.index_copy_(0, kept_.rows, each_saved);
-    }
-    auto states_sizes = at::DimVector(sizes_);
-    states_sizes.push_back(kLinearState);
-    loss = options_.reduction == Reduction::None ? loss.view(sizes_) : backend_.sum(losses);
-    return {loss, entropy.view(sizes_), saved.view(states_sizes)};
-  }
-
-  LinearGradients rows_backward(const Tensor& grad, const OptionalTensor& entropy_grad, const Tensor& states) {
-    start_gradients();
-    const auto count = kept_.count();
-    if (count == 0) return gradients();
-    const auto gathered = [&](const Tensor& tensor) {
-      return tensor.to(wide_).expand(sizes_).reshape({count_}).index_select(0, kept_.rows);
-    };
-    kept_.coefficient = kept_.coefficient * gathered(grad);
-    const auto of_entropy = entropy_grad ? gathered(*entropy_grad) : Tensor();
-    const auto saved = states.to(wide_).reshape({count_, kLinearState}).index_select(0, kept_.rows);
-    const auto hidden = hidden_of(0, count);
-    const auto weight = target_weight();
-    const auto width = classes_at_once();
-    auto sum = wanted_.input_grad ? input_gradient_sum(0, count) : Tensor();
-    Workspace space(*this, count, width);
-    for_parts(classes_, width, [&](std::int64_t first, std::int64_t n) {
-      const auto block = block_of(0, count, first, n, space);
-      make_logits(block.logits, hidden, first);
-      soften(block.logits);
-      backend_.write(block, weight, saved, of_entropy);
-      const auto gradient = harden(block, space);
-      if (wanted_.weight_grad) add_weight_gradient(gradient, hidden, first, true, true);
-      add_bias_gradient(gradient, first);
-      if (wanted_.input_grad) add_input_gradient(sum, gradient, first, first == 0);
-    });
-    if (wanted_.input_grad) scatter_input_gradient(sum, 0, count);
-    return gradients();
-  }
-
- private:
-  // How products of halves give sums in float.
-  enum class Way {
-    Direct,         // there are no halves
-    Widening,       // the device's products of halves give floats
-    HalfGradients,  // logits from converted operands; gradients, which are rounded anyway, as halves
-    Widened,        // everything from converted operands
-  };
-
-  struct Hidden {
-    Tensor narrow, wide;  // in the input's dtype, and in the accumulation dtype where that is multiplied
-  };
-
-  // What a chunk of logits, of any number of rows and classes up to so many, is held in.
-  struct Workspace {
-    Workspace(const Linear& of, std::int64_t rows, std::int64_t classes) {
-      const auto elements = rows * classes;
-      logits = of.backend_.empty({elements}, of.like_);
-      if (!of.wants_gradients()) return;
-      gradient = of.options_.softcap ? of.backend_.empty({elements}, of.like_) : logits;
-      rounded =
-          of.gradient_type() == of.wide_ ? gradient : of.backend_.empty({elements}, of.like_.dtype(of.gradient_type()));
-    }
-
-    static Tensor as(const Tensor& memory, std::int64_t rows, std::int64_t classes) {
-      return memory.defined() ? memory.narrow(0, 0, rows * classes).view({rows, classes}) : memory;
-    }
-
-    Tensor logits, gradient, rounded;
-  };
-
-  bool wants_gradients() const { return wanted_.input_grad || wanted_.weight_grad || wanted_.bias_grad; }
-  at::ScalarType gradient_type() const { return way_ == Way::Widened ? wide_ : type_; }
-  bool softens() const { return options_.softcap || options_.temperature != 1; }
-
-  std::int64_t rows_at_once() const {
-    const auto count = std::max<std::int64_t>(kept_.count(), 1);
-    if (options_.chunk_size) return balanced(count, *options_.chunk_size, 1);
+  // Of a workspace, for each row.
+  std::int64_t row_bytes() const {
     const std::int64_t wide = elementSize(wide_), rounded = gradient_type() == wide_ ? 0 : elementSize(type_);
-    const auto row = std::max<std::int64_t>(classes_, 1) * (wide * (options_.softcap ? 2 : 1) + rounded);
-    return balanced(count, std::max(kFewestRows, kWorkspace / row), kMultiple);
-  }
-
-  // Of all rows, in a workspace as large.
-  std::int64_t classes_at_once() const {
-    const auto elements = rows_at_once() * classes_;
-    return balanced(classes_, elements / kept_.count(), options_.chunk_size ? 1 : kMultiple);
+    return std::max<std::int64_t>(classes_, 1) * (wide * (softcap_ == 0 ? 1 : 2) + rounded);
   }
 
   Hidden hidden_of(std::int64_t first, std::int64_t n) const {
@@ -225,48 +130,92 @@ class Linear {
     return hidden;
   }
 
-  // Of rows and all classes, without logits.
-  LinearBlock rows_of(std::int64_t first, std::int64_t n) const {
-    LinearBlock block{};
-    block.target = kept_.target.narrow(0, first, n);
-    block.coefficient = kept_.coefficient.narrow(0, first, n);
-    if (kept_.valid.defined()) block.valid = kept_.valid.narrow(0, first, n);
-    block.label_smoothing = options_.label_smoothing;
-    block.z_loss = options_.z_loss;
-    return block;
+  // logits [R, n] of the classes from `first` on
+  void make_logits(Tensor logits, const Hidden& hidden, std::int64_t first) {
+    multiply(logits, hidden, first);
+    if (softens()) backend_.soften(logits, softcap_, temperature_);
   }
 
-  LinearBlock block_of(std::int64_t first, std::int64_t n, std::int64_t first_class, std::int64_t classes,
-                       const Workspace& space) const {
-    auto block = rows_of(first, n);
-    block.logits = Workspace::as(space.logits, n, classes);
-    block.gradient = Workspace::as(space.gradient, n, classes);
-    block.first = first_class;
-    if (class_weight_.defined()) block.weight = class_weight_.narrow(0, first_class, classes);
-    if (class_mask_.defined()) {
-      const auto of_classes = class_mask_.narrow(-1, first_class, classes);
-      block.class_mask = class_mask_.dim() == 1 ? of_classes.contiguous() : mask_of_rows(of_classes, first, n);
+  void start_gradients() {
+    const auto count = input_.size(0);
+    if (wanted_.input) {
+      // Masked rows get what nobody else writes.
+      input_gradient_ = kept_.all ? backend_.empty({count, hidden_}, input_.options())
+                                  : at::zeros({count, hidden_}, input_.options());
     }
-    return block;
-  }
-
-  // [n, classes] of a mask whose sizes are those of the rows or 1.
-  Tensor mask_of_rows(const Tensor& mask, std::int64_t first, std::int64_t n) const {
-    auto rest = kept_.rows.narrow(0, first, n);
-    c10::List<OptionalTensor> indices;
-    indices.resize(sizes_.size());
-    for (auto d = static_cast<std::int64_t>(sizes_.size()) - 1; d >= 0; --d) {
-      const auto index = at::remainder(rest, sizes_[d]);
-      indices.set(d, mask.size(d) == 1 ? at::zeros_like(index) : index);
-      rest = at::div(rest, sizes_[d], "floor");
+    if (wanted_.weight) {
+      weight_gradient_ = kept_.count() == 0 ? at::zeros({classes_, hidden_}, input_.options())
+                                            : backend_.empty({classes_, hidden_}, input_.options());
     }
-    return at::index(mask, indices).contiguous();
+    if (wanted_.bias) bias_gradient_ = at::zeros({classes_}, like_);
   }
 
-  // [K], undefined where all weigh 1.
-  Tensor target_weight() const {
-    return class_weight_.defined() ? class_weight_.index_select(0, kept_.target.clamp(0)) : Tensor();
+  // The gradient of the product from that of the logits, in the dtype that the next products take.
+  Tensor harden(const Tensor& gradient, const Tensor& logits, const Workspace& space) const {
+    const auto rounded = space.rounded(logits.size(0), logits.size(1));
+    if (softens() || rounded.scalar_type() != wide_) {
+      backend_.harden(rounded, gradient, logits, softcap_, temperature_);
+    }
+    return rounded;
   }
+
+  // Adds what a chunk of rows with all of their classes, of which it has the gradient, makes of those of the operands.
+  void add_rows(const Tensor& gradient, const Hidden& hidden, std::int64_t first) {
+    const auto n = gradient.size(0);
+    if (wanted_.weight) add_weight_gradient(gradient, hidden, 0, first == 0, n == kept_.count());
+    add_bias_gradient(gradient, 0);
+    if (!wanted_.input) return;
+    auto sum = input_gradient_sum(first, n);
+    add_input_gradient(sum, gradient, 0, true);
+    scatter_input_gradient(sum, first, n);
+  }
+
+  // The same of a block of classes, from `first` on, with all kept rows. `input_sum` is input_gradient_sum().
+  void add_classes(const Tensor& gradient, const Hidden& hidden, std::int64_t first, Tensor& input_sum) {
+    if (wanted_.weight) add_weight_gradient(gradient, hidden, first, true, true);
+    add_bias_gradient(gradient, first);
+    if (wanted_.input) add_input_gradient(input_sum, gradient, first, first == 0);
+  }
+
+  // Where the input's gradient of some kept rows is added up: itself where that is possible.
+  Tensor input_gradient_sum(std::int64_t first, std::int64_t n) const {
+    if (!wanted_.input) return {};
+    if (kept_.all && type_ == wide_) return input_gradient_.narrow(0, first, n);
+    return backend_.empty({n, hidden_}, like_);
+  }
+
+  // By plain stores: no row is there twice.
+  void scatter_input_gradient(const Tensor& sum, std::int64_t first, std::int64_t n) {
+    if (!wanted_.input || (kept_.all && type_ == wide_)) return;
+    auto rows = sum.to(type_);
+    if (kept_.valid.defined()) {
+      rows = at::where(kept_.valid.narrow(0, first, n).unsqueeze(-1), rows, at::zeros_like(rows));
+    }
+    if (kept_.all) {
+      input_gradient_.narrow(0, first, n).copy_(rows);
+    } else {
+      input_gradient_.index_copy_(0, kept_.rows.narrow(0, first, n), rows);
+    }
+  }
+
+  LinearGradients gradients() {
+    const auto none = [&] { return at::empty({0}, input_.options()); };  // outputs of an op have memory of their own
+    if (weight_sum_.defined()) weight_gradient_.copy_(weight_sum_);
+    return {wanted_.input ? input_gradient_.view(sizes_) : none(), wanted_.weight ? weight_gradient_ : none(),
+            wanted_.bias ? bias_gradient_.to(type_) : none()};
+  }
+
+ private:
+  // How products of halves give sums in float.
+  enum class Way {
+    Direct,         // there are no halves
+    Widening,       // the device's products of halves give floats
+    HalfGradients,  // logits from converted operands; gradients, which are rounded anyway, as halves
+    Widened,        // everything from converted operands
+  };
+
+  at::ScalarType gradient_type() const { return way_ == Way::Widened ? wide_ : type_; }
+  bool softens() const { return softcap_ != 0 || temperature_ != 1; }
 
   // Converts the classes [first, first + n) of the weight, a part at a time: body(of the part, part).
   template <class Body>
@@ -278,8 +227,7 @@ class Linear {
     });
   }
 
-  // logits [R, n] of the classes from `first` on
-  void make_logits(Tensor logits, const Hidden& hidden, std::int64_t first) {
+  void multiply(Tensor logits, const Hidden& hidden, std::int64_t first) {
     const auto n = logits.size(1);
     const auto bias = bias_.defined() ? bias_.narrow(0, first, n) : Tensor();
     const auto product = [&](Tensor out, const Tensor& weight, std::int64_t begin) {
@@ -306,42 +254,6 @@ class Linear {
           product(logits.narrow(1, begin, weight.size(0)), weight, begin);
         });
     }
-  }
-
-  void soften(const Tensor& logits) const {
-    if (softens()) backend_.soften(logits, options_.softcap.value_or(0), options_.temperature);
-  }
-
-  // The gradient of the product, in the dtype that the next products take.
-  Tensor harden(const LinearBlock& block, const Workspace& space) const {
-    const auto rounded = Workspace::as(space.rounded, block.logits.size(0), block.logits.size(1));
-    if (softens() || rounded.scalar_type() != wide_) {
-      backend_.harden(rounded, block.gradient, block.logits, options_.softcap.value_or(0), options_.temperature);
-    }
-    return rounded;
-  }
-
-  void start_gradients() {
-    if (wanted_.input_grad) {
-      // Masked rows get what nobody else writes.
-      input_gradient_ = kept_.all ? backend_.empty({count_, hidden_}, input_.options())
-                                  : at::zeros({count_, hidden_}, input_.options());
-    }
-    const bool none = kept_.count() == 0;
-    if (wanted_.weight_grad) {
-      weight_gradient_ = none ? at::zeros({classes_, hidden_}, input_.options())
-                              : backend_.empty({classes_, hidden_}, input_.options());
-    }
-    if (wanted_.bias_grad) bias_gradient_ = at::zeros({classes_}, like_);
-  }
-
-  LinearGradients gradients() {
-    const auto none = [&] { return at::empty({0}, input_.options()); };  // outputs of an op have memory of their own
-    if (weight_sum_.defined()) weight_gradient_.copy_(weight_sum_);
-    auto sizes = at::DimVector(sizes_);
-    sizes.push_back(hidden_);
-    return {wanted_.input_grad ? input_gradient_.view(sizes) : none(), wanted_.weight_grad ? weight_gradient_ : none(),
-            wanted_.bias_grad ? bias_gradient_.to(type_) : none()};
   }
 
   // out (+)= a b, in the accumulation dtype
@@ -377,13 +289,7 @@ class Linear {
   }
 
   void add_bias_gradient(const Tensor& gradient, std::int64_t first) {
-    if (wanted_.bias_grad) bias_gradient_.narrow(0, first, gradient.size(1)).add_(gradient.sum(0, false, wide_));
-  }
-
-  // Where the input's gradient of some kept rows is added up: itself where that is possible.
-  Tensor input_gradient_sum(std::int64_t first, std::int64_t n) const {
-    if (kept_.all && type_ == wide_) return input_gradient_.narrow(0, first, n);
-    return backend_.empty({n, hidden_}, like_);
+    if (wanted_.bias) bias_gradient_.narrow(0, first, gradient.size(1)).add_(gradient.sum(0, false, wide_));
   }
 
   void add_input_gradient(Tensor& sum, const Tensor& gradient, std::int64_t first_class, bool first) {
@@ -395,36 +301,271 @@ class Linear {
     });
   }
 
-  // By plain stores: no row is there twice.
-  void scatter_input_gradient(const Tensor& sum, std::int64_t first, std::int64_t n) {
-    if (kept_.all && type_ == wide_) return;
-    auto rows = sum.to(type_);
-    if (kept_.valid.defined()) {
-      rows = at::where(kept_.valid.narrow(0, first, n).unsqueeze(-1), rows, at::zeros_like(rows));
-    }
-    if (kept_.all) {
-      input_gradient_.narrow(0, first, n).copy_(rows);
-    } else {
-      input_gradient_.index_copy_(0, kept_.rows.narrow(0, first, n), rows);
-    }
-  }
-
   const LinearBackend& backend_;
-  const RowArguments arguments_;
-  const LinearOptions& wanted_;
-  const LinearCrossEntropyOptions& options_;
+  const LinearKept& kept_;
+  const double softcap_;  // 0: none
+  const double temperature_;
+  const Wanted wanted_;
   const at::ScalarType type_, wide_;
-  const std::int64_t classes_, hidden_, count_;
-  const at::IntArrayRef sizes_;  // of the rows
-  const Tensor input_;           // [N, H]
-  const Tensor weight_;          // [C, H]
+  const std::int64_t classes_, hidden_;
+  const at::IntArrayRef sizes_;
+  const Tensor input_;   // [N, H]
+  const Tensor weight_;  // [C, H]
   const at::TensorOptions like_;
   Way way_;
-  LinearKept kept_;
-  Tensor class_weight_, bias_, class_mask_;
+  Tensor bias_;
   Tensor widened_;  // a part of the weight
   Tensor input_gradient_, weight_gradient_, bias_gradient_;
   Tensor weight_sum_;  // in the accumulation dtype, where several chunks add to it
+};
+
+// How many of `count` kept rows of so many bytes are held at once.
+std::int64_t rows_at_once(std::int64_t count, std::int64_t row_bytes, std::optional<std::int64_t> chunk_size) {
+  count = std::max<std::int64_t>(count, 1);
+  if (chunk_size) return balanced(count, *chunk_size, 1);
+  return balanced(count, std::max(kFewestRows, kWorkspace / row_bytes), kMultiple);
+}
+
+// Calls body(first row, number of rows) chunk by chunk and returns the sum of the losses that it gives, or all of them
+// if there is no reduction.
+template <class Body>
+Tensor chunked_losses(const LinearBackend& backend, std::int64_t count, std::int64_t rows, Reduction reduction,
+                      const at::TensorOptions& like, const Body& body) {
+  std::vector<Tensor> losses;
+  for_parts(count, rows, [&](std::int64_t first, std::int64_t n) { losses.push_back(body(first, n)); });
+  if (losses.empty()) return reduction == Reduction::None ? at::zeros({0}, like) : at::zeros({}, like);
+  const auto all = losses.size() == 1 ? losses[0] : at::cat(losses);
+  return reduction == Reduction::None ? all : backend.sum(all);
+}
+
+// Of kept rows -> of all rows, zeros where they are masked.
+Tensor spread(const Tensor& kept_values, const LinearKept& kept, at::IntArrayRef sizes, Tensor all) {
+  if (kept.count() > 0) all.index_copy_(0, kept.rows, kept_values);
+  auto shape = at::DimVector(sizes);
+  shape.append(kept_values.sizes().begin() + 1, kept_values.sizes().end());
+  return all.view(shape);
+}
+
+// What arrives at each row from upstream -> at the kept ones.
+Tensor gathered(const Tensor& grad, const LinearKept& kept, at::IntArrayRef sizes, at::ScalarType wide) {
+  return grad.to(wide).expand(sizes).reshape({c10::multiply_integers(sizes)}).index_select(0, kept.rows);
+}
+
+// [n, classes] of a class mask whose sizes are those of the rows or 1, of some kept rows.
+Tensor mask_of_rows(const Tensor& mask, const Tensor& rows, at::IntArrayRef sizes) {
+  auto rest = rows;
+  c10::List<OptionalTensor> indices;
+  indices.resize(sizes.size());
+  for (auto d = static_cast<std::int64_t>(sizes.size()) - 1; d >= 0; --d) {
+    const auto index = at::remainder(rest, sizes[d]);
+    indices.set(d, mask.size(d) == 1 ? at::zeros_like(index) : index);
+    rest = at::div(rest, sizes[d], "floor");
+  }
+  return at::index(mask, indices).contiguous();
+}
+
+// One that masks whole rows, which the plan has left out, is none of the classes.
+Tensor class_mask_of(const OptionalTensor& class_mask, std::int64_t classes) {
+  return class_mask && class_mask->size(-1) == classes ? byte_mask(*class_mask) : Tensor();
+}
+
+// uint8 [n, classes] or [classes], of some kept rows and classes; undefined where there is none.
+Tensor class_mask_in(const Tensor& class_mask, const LinearKept& kept, at::IntArrayRef sizes, std::int64_t first,
+                     std::int64_t n, std::int64_t first_class, std::int64_t classes) {
+  if (!class_mask.defined()) return class_mask;
+  const auto of_classes = class_mask.narrow(-1, first_class, classes);
+  return class_mask.dim() == 1 ? of_classes.contiguous()
+                               : mask_of_rows(of_classes, kept.rows.narrow(0, first, n), sizes);
+}
+
+// Cross entropies, log-probabilities and entropies of one head.
+class Linear {
+ public:
+  Linear(const LinearBackend& backend, const Tensor& input, const Tensor& linear_weight, const Tensor& target,
+         const OptionalTensor& mask, const LinearOptions& options)
+      : backend_(backend),
+        options_(options.loss),
+        sizes_(target.sizes()),
+        wide_(accumulation_type(input.scalar_type())),
+        kept_(backend.keep(check_linear(input, linear_weight, target, mask, options), options_.reduction,
+                           options_.normalizer, options_.max_kept, wide_)),
+        head_(backend, kept_, input, linear_weight, options_.linear_bias, options_.softcap, options_.temperature,
+              {options.input_grad, options.weight_grad, options.bias_grad}),
+        class_mask_(class_mask_of(options_.class_mask, head_.classes())) {
+    if (options_.weight) class_weight_ = options_.weight->to(wide_).contiguous();
+  }
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor> by_rows() {
+    head_.start_gradients();
+    const auto rows = rows_at_once();
+    const Head::Workspace space(head_, kept_.count() == 0 ? 0 : rows, head_.classes());
+    const auto loss = chunked_losses(
+        backend_, kept_.count(), rows, options_.reduction, head_.like(), [&](std::int64_t first, std::int64_t n) {
+          const auto hidden = head_.hidden_of(first, n);
+          const auto block = block_of(first, n, 0, head_.classes(), space);
+          head_.make_logits(block.logits, hidden, 0);
+          const auto losses = backend_.losses(block);
+          if (head_.wanted()) head_.add_rows(head_.harden(block.gradient, block.logits, space), hidden, first);
+          return losses;
+        });
+    return std::tuple_cat(std::tuple{loss}, head_.gradients());
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> rows_forward() {
+    const auto count = kept_.count(), all = c10::multiply_integers(sizes_);
+    const auto& like = head_.like();
+    Tensor loss = at::zeros({0}, like), entropy = loss, saved = at::zeros({0, kLinearState}, like);
+    if (count > 0) {
+      const auto size = wide_ == at::kDouble ? sizeof(LinearRow<double>) : sizeof(LinearRow<float>);
+      const auto states = at::empty({count, static_cast<std::int64_t>(size)}, like.dtype(at::kByte));
+      for_classes([&](const LinearBlock& block, const auto&, const auto&) { backend_.visit(block, states); });
+      std::tie(loss, entropy, saved) = backend_.conclude(rows_of(0, count), target_weight(), states);
+    }
+    auto masked_rows = at::zeros({all, kLinearState}, like);
+    masked_rows.select(1, 1).fill_(1);
+    return {options_.reduction == Reduction::None ? spread(loss, kept_, sizes_, at::zeros({all}, like))
+                                                  : backend_.sum(loss),
+            spread(entropy, kept_, sizes_, at::zeros({all}, like)), spread(saved, kept_, sizes_, masked_rows)};
+  }
+
+  LinearGradients rows_backward(const Tensor& grad, const OptionalTensor& entropy_grad, const Tensor& states) {
+    head_.start_gradients();
+    const auto count = kept_.count();
+    if (count == 0) return head_.gradients();
+    kept_.coefficient = kept_.coefficient * gathered(grad, kept_, sizes_, wide_);
+    const auto of_entropy = entropy_grad ? gathered(*entropy_grad, kept_, sizes_, wide_) : Tensor();
+    const auto saved = states.to(wide_).reshape({-1, kLinearState}).index_select(0, kept_.rows);
+    const auto weight = target_weight();
+    auto input_sum = head_.input_gradient_sum(0, count);
+    for_classes([&](const LinearBlock& block, const Head::Hidden& hidden, const Head::Workspace& space) {
+      backend_.write(block, weight, saved, of_entropy);
+      head_.add_classes(head_.harden(block.gradient, block.logits, space), hidden, block.first, input_sum);
+    });
+    head_.scatter_input_gradient(input_sum, 0, count);
+    return head_.gradients();
+  }
+
+ private:
+  std::int64_t rows_at_once() const {
+    return masked_loss::rows_at_once(kept_.count(), head_.row_bytes(), options_.chunk_size);
+  }
+
+  // Calls body(block, hidden, space) for blocks of classes, each of all kept rows, in a workspace as large as that of
+  // some rows with all classes.
+  template <class Body>
+  void for_classes(const Body& body) {
+    const auto count = kept_.count(), classes = head_.classes();
+    const auto width = balanced(classes, rows_at_once() * classes / count, options_.chunk_size ? 1 : kMultiple);
+    const auto hidden = head_.hidden_of(0, count);
+    const Head::Workspace space(head_, count, width);
+    for_parts(classes, width, [&](std::int64_t first, std::int64_t n) {
+      const auto block = block_of(0, count, first, n, space);
+      head_.make_logits(block.logits, hidden, first);
+      body(block, hidden, space);
+    });
+  }
+
+  // Of rows and all classes, without logits.
+  LinearBlock rows_of(std::int64_t first, std::int64_t n) const {
+    LinearBlock block{};
+    block.target = kept_.target.narrow(0, first, n);
+    block.coefficient = kept_.coefficient.narrow(0, first, n);
+    if (kept_.valid.defined()) block.valid = kept_.valid.narrow(0, first, n);
+    block.label_smoothing = options_.label_smoothing;
+    block.z_loss = options_.z_loss;
+    return block;
+  }
+
+  LinearBlock block_of(std::int64_t first, std::int64_t n, std::int64_t first_class, std::int64_t classes,
+                       const Head::Workspace& space) const {
+    auto block = rows_of(first, n);
+    block.logits = space.logits(n, classes);
+    block.gradient = space.gradient(n, classes);
+    block.first = first_class;
+    if (class_weight_.defined()) block.weight = class_weight_.narrow(0, first_class, classes);
+    block.class_mask = class_mask_in(class_mask_, kept_, sizes_, first, n, first_class, classes);
+    return block;
+  }
+
+  // [K], undefined where all weigh 1.
+  Tensor target_weight() const {
+    return class_weight_.defined() ? class_weight_.index_select(0, kept_.target.clamp(0)) : Tensor();
+  }
+
+  const LinearBackend& backend_;
+  const LinearCrossEntropyOptions& options_;
+  const at::IntArrayRef sizes_;  // of the rows
+  const at::ScalarType wide_;
+  LinearKept kept_;
+  Head head_;
+  Tensor class_weight_, class_mask_;
+};
+
+// Divergences between what two heads say: chunks of rows with all classes, of which both logits are at hand.
+class LinearPairs {
+ public:
+  LinearPairs(const LinearBackend& backend, const Tensor& input, const Tensor& linear_weight,
+              const Tensor& target_input, const Tensor& target_linear_weight, const OptionalTensor& mask,
+              const LinearKLCall& of)
+      : backend_(backend),
+        options_(of.kl),
+        sizes_(input.sizes().slice(0, input.dim() - 1)),
+        wide_(accumulation_type(input.scalar_type())),
+        index_(linear_kl_index(input)),
+        kept_(backend.keep(
+            check_linear_kl(input, linear_weight, target_input, target_linear_weight, index_, mask, options_),
+            options_.reduction, options_.normalizer, options_.max_kept, wide_)),
+        head_(backend, kept_, input, linear_weight, options_.linear_bias, options_.softcap, options_.temperature,
+              {of.wants(0), of.wants(1), of.wants(2)}),
+        target_head_(backend, kept_, target_input, target_linear_weight, options_.target_linear_bias, options_.softcap,
+                     options_.temperature, {of.wants(3), of.wants(4), of.wants(5)}),
+        class_mask_(class_mask_of(options_.class_mask, head_.classes())) {}
+
+  LinearKLResults operator()(const OptionalTensor& grad) {
+    head_.start_gradients();
+    target_head_.start_gradients();
+    const auto count = kept_.count(), classes = head_.classes();
+    if (grad) kept_.coefficient = kept_.coefficient * gathered(*grad, kept_, sizes_, wide_);
+    const auto rows = rows_at_once(count, head_.row_bytes() + target_head_.row_bytes(), options_.chunk_size);
+    const auto held = count == 0 ? 0 : rows;
+    const Head::Workspace space(head_, held, classes), target_space(target_head_, held, classes);
+    auto loss = chunked_losses(
+        backend_, count, rows, options_.reduction, head_.like(), [&](std::int64_t first, std::int64_t n) {
+          const auto hidden = head_.hidden_of(first, n), target_hidden = target_head_.hidden_of(first, n);
+          const LinearPair pair{space.logits(n, classes),
+                                target_space.logits(n, classes),
+                                space.gradient(n, classes),
+                                target_space.gradient(n, classes),
+                                class_mask_in(class_mask_, kept_, sizes_, first, n, 0, classes),
+                                kept_.target.narrow(0, first, n),
+                                kept_.coefficient.narrow(0, first, n),
+                                options_.kind,
+                                options_.beta};
+          head_.make_logits(pair.logits, hidden, 0);
+          target_head_.make_logits(pair.target_logits, target_hidden, 0);
+          const auto losses = backend_.divergence(pair);
+          const auto add = [&](Head& head, const Tensor& gradient, const Tensor& logits, const auto& of, auto& in) {
+            if (head.wanted()) head.add_rows(head.harden(gradient, logits, in), of, first);
+          };
+          add(head_, pair.gradient, pair.logits, hidden, space);
+          add(target_head_, pair.target_gradient, pair.target_logits, target_hidden, target_space);
+          return losses;
+        });
+    if (options_.reduction == Reduction::None) {
+      loss = spread(loss, kept_, sizes_, at::zeros({c10::multiply_integers(sizes_)}, head_.like()));
+    }
+    return std::tuple_cat(std::tuple{loss}, head_.gradients(), target_head_.gradients());
+  }
+
+ private:
+  const LinearBackend& backend_;
+  const LinearKLOptions& options_;
+  const at::IntArrayRef sizes_;  // of the rows
+  const at::ScalarType wide_;
+  const Tensor index_;
+  LinearKept kept_;
+  Head head_, target_head_;
+  Tensor class_mask_;
 };
 
 }  // namespace
@@ -460,6 +601,12 @@ LinearGradients linear_rows_backward(const LinearBackend& backend, const Tensor&
                                      const Tensor& linear_weight, const Tensor& target, const Tensor& states,
                                      const OptionalTensor& mask, const LinearOptions& options) {
   return Linear(backend, input, linear_weight, target, mask, options).rows_backward(grad, entropy_grad, states);
+}
+
+LinearKLResults linear_kl_gradients(const LinearBackend& backend, const Tensor& input, const Tensor& linear_weight,
+                                    const Tensor& target_input, const Tensor& target_linear_weight,
+                                    const OptionalTensor& mask, const OptionalTensor& grad, const LinearKLCall& of) {
+  return LinearPairs(backend, input, linear_weight, target_input, target_linear_weight, mask, of)(grad);
 }
 
 }  // namespace masked_loss

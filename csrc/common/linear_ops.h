@@ -27,6 +27,26 @@ inline constexpr auto kLinearLogProbArguments =
     "Tensor? linear_bias=None, Tensor? class_mask=None, float? softcap=None, float temperature=1., "
     "int? chunk_size=None, int? max_kept=None, ScalarType? dtype=None";
 
+inline auto fields(const LinearKLOptions& options) {
+  const auto& [reduction, linear_bias, target_linear_bias, sample_weight, class_mask, normalizer, kind, beta, softcap,
+               temperature, chunk_size, max_kept, dtype] = options;
+  return std::tie(reduction, linear_bias, target_linear_bias, sample_weight, class_mask, normalizer, kind, beta,
+                  softcap, temperature, chunk_size, max_kept, dtype);
+}
+inline constexpr auto kLinearKLArguments =
+    "int reduction=1, Tensor? linear_bias=None, Tensor? target_linear_bias=None, Tensor? sample_weight=None, "
+    "Tensor? class_mask=None, Tensor? normalizer=None, int kind=0, float beta=0.5, float? softcap=None, "
+    "float temperature=1., int? chunk_size=None, int? max_kept=None, ScalarType? dtype=None";
+
+// The options of the inner op.
+struct LinearKLCall {
+  LinearKLOptions kl = {};
+  std::int64_t wanted = 0;  // a bit for each gradient, in the order of the results
+
+  bool wants(int gradient) const { return wanted >> gradient & 1; }
+};
+inline auto fields(const LinearKLCall& of) { return std::tuple_cat(fields(of.kl), std::tie(of.wanted)); }
+
 enum class LinearKind { CrossEntropy, LogProb, LogProbAndEntropy };
 
 // The options of the inner ops, which all public ops share: a log-probability is minus a cross entropy.
@@ -61,6 +81,17 @@ struct LinearLogProbAndEntropy : OpWithOptions<LinearLogProbOptions, std::tuple<
                                                const Tensor&, const Tensor&, const OptionalTensor&> {
   static constexpr auto name = "linear_log_prob_and_entropy";
 };
+struct LinearKL : OpWithOptions<LinearKLOptions, Tensor, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                const OptionalTensor&> {
+  static constexpr auto name = "linear_kl";
+};
+// (input, linear_weight, target_input, target_linear_weight, mask, grad of the loss or none) -> (loss in the
+// accumulation dtype, gradients of both heads' input, weight and bias, [0] where not wanted)
+using LinearKLResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+struct LinearKLGradients : OpWithOptions<LinearKLCall, LinearKLResults, const Tensor&, const Tensor&, const Tensor&,
+                                         const Tensor&, const OptionalTensor&, const OptionalTensor&> {
+  static constexpr auto name = "_linear_kl_gradients";
+};
 // -> (loss in the accumulation dtype, gradients of input, weight and bias, [0] where not wanted); scalar reductions
 // only
 struct LinearForwardGrad : OpWithOptions<LinearOptions, std::tuple<Tensor, Tensor, Tensor, Tensor>, const Tensor&,
@@ -85,6 +116,12 @@ const char* linear_op_name(LinearKind kind);
 // Checks the arguments, on shapes that may be symbolic and never on values, and returns those of the rows.
 RowArguments check_linear(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
                           const OptionalTensor& mask, const LinearOptions& options);
+
+// The class index that each row of a divergence is planned with: one that no class lies outside of.
+Tensor linear_kl_index(const Tensor& input);
+RowArguments check_linear_kl(const Tensor& input, const Tensor& linear_weight, const Tensor& target_input,
+                             const Tensor& target_linear_weight, const Tensor& index, const OptionalTensor& mask,
+                             const LinearKLOptions& options);
 
 // The dtype of a result: the accumulation's unless another one is asked for.
 at::ScalarType linear_result_type(const Tensor& input, std::optional<at::ScalarType> dtype);

@@ -17,6 +17,7 @@
 #include "common/linear.h"
 #include "composite/cross_entropy.h"
 #include "composite/reduce.h"
+#include "composite/softmax.h"
 
 namespace masked_loss {
 namespace {
@@ -38,9 +39,65 @@ bool autocasts(const Tensor& tensor) {
   return at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
 }
 
-Tensor softened(const Tensor& logits, const LinearCrossEntropyOptions& options) {
+// Logits in the accumulation dtype; where `keep` is false nothing of a row is read.
+template <class Options>
+Tensor logits_of(const Tensor& input, const Tensor& linear_weight, const OptionalTensor& linear_bias,
+                 const Tensor& keep, const Options& options) {
+  const auto type = accumulation_type(input.scalar_type());
+  // Autocast, which has cast the operands, would round the logits too; functorch forgets that it is excluded, but it
+  // leaves double as it is.
+  const auto product_type = autocasts(input) ? at::kDouble : type;
+  auto hidden = input.to(product_type);
+  hidden = at::where(keep.unsqueeze(-1), hidden, at::zeros_like(hidden));
+  const auto bias = linear_bias ? OptionalTensor(linear_bias->to(product_type)) : std::nullopt;
+  const auto logits = at::linear(hidden, linear_weight.to(product_type), bias).to(type);
   const auto capped = options.softcap ? at::tanh(logits / *options.softcap) * *options.softcap : logits;
   return options.temperature == 1 ? capped : capped / options.temperature;
+}
+
+// The gradients of composite(operands) in those of its operands that are wanted, undefined in others.
+template <std::size_t n, class Composite>
+std::array<Tensor, n> gradients_of(const std::array<Tensor, n>& operands, const std::array<bool, n>& wanted,
+                                   const std::vector<Tensor>& grads, const Composite& composite) {
+  std::vector<Tensor> leaves;
+  for (std::size_t i = 0; i < n; ++i) {
+    if (wanted[i]) leaves.push_back(operands[i]);
+  }
+  const auto with = [&](const std::vector<Tensor>& given, std::array<Tensor, n> all) {
+    for (std::size_t i = 0, next = 0; i < n; ++i) {
+      if (wanted[i]) all[i] = given[next++];
+    }
+    return all;
+  };
+  const auto gradients =
+      composite_gradients(leaves, grads, [&](const std::vector<Tensor>& of) { return composite(with(of, operands)); });
+  return with(gradients, {});
+}
+
+OptionalTensor or_none(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
+
+// The divergences of rows; `keep` says which classes count.
+Tensor divergence_of(const Tensor& logits, const Tensor& target_logits, const Tensor& keep,
+                     const LinearKLOptions& options) {
+  const SoftmaxSlices slices{SoftmaxKind::LogSoftmax, {-1}, /*causal=*/false};
+  const auto log_p = composite_softmax(logits, keep, slices), log_q = composite_softmax(target_logits, keep, slices);
+  const auto none = at::zeros_like(log_p);
+  // 0 log 0 is 0.
+  const auto kl = [&](const Tensor& log_a, const Tensor& log_b) {
+    const auto a = log_a.exp();
+    const auto absent = a.eq(0);
+    return at::where(absent, none, a * at::where(absent, none, log_a - log_b)).sum(-1);
+  };
+  const auto of = [&]() -> Tensor {
+    const bool mixes = options.kind == Divergence::JensenShannon;
+    if (options.kind == Divergence::Forward || (mixes && options.beta == 0)) return kl(log_q, log_p);
+    if (!mixes || options.beta == 1) return kl(log_p, log_q);
+    const auto mixture = options.beta * log_q.exp() + (1 - options.beta) * log_p.exp();
+    const auto log_m = at::where(mixture.eq(0), none, mixture).add(at::where(mixture.eq(0), none + 1, none)).log();
+    return options.beta * kl(log_q, log_m) + (1 - options.beta) * kl(log_p, log_m);
+  }();
+  // Rounding may leave less than 0.
+  return at::where(of.lt(0), of - of.detach(), of);
 }
 
 // Of each row; `keep` is false where one is masked.
@@ -67,16 +124,9 @@ LinearResult composite_linear(const Tensor& input, const Tensor& linear_weight, 
                               const OptionalTensor& mask, const LinearOptions& options) {
   const auto rows = check_linear(input, linear_weight, target, mask, options);
   const auto& loss = options.loss;
-  const auto type = accumulation_type(input.scalar_type());
   // By the op's own name, and for the rows that are read.
-  const auto keep = composite_plan(rows, Reduction::None, std::nullopt, type).keep;
-  // Autocast, which has cast the operands, would round the logits too; functorch forgets that it is excluded, but it
-  // leaves double as it is.
-  const auto product_type = autocasts(input) ? at::kDouble : type;
-  auto hidden = input.to(product_type);
-  hidden = at::where(keep.unsqueeze(-1), hidden, at::zeros_like(hidden));
-  const auto bias = loss.linear_bias ? OptionalTensor(loss.linear_bias->to(product_type)) : std::nullopt;
-  const auto logits = softened(at::linear(hidden, linear_weight.to(product_type), bias).to(type), loss);
+  const auto keep = composite_plan(rows, Reduction::None, std::nullopt, accumulation_type(input.scalar_type())).keep;
+  const auto logits = logits_of(input, linear_weight, loss.linear_bias, keep, loss);
   LinearResult result;
   result.loss = composite_cross_entropy(logits, target, mask, of_logits(loss));
   if (options.kind == LinearKind::LogProbAndEntropy) result.entropy = entropy_of(logits, keep, loss.class_mask);
@@ -86,31 +136,52 @@ LinearResult composite_linear(const Tensor& input, const Tensor& linear_weight, 
 std::array<Tensor, 3> composite_linear_gradients(const Tensor& grad, const Tensor& entropy_grad, const Tensor& input,
                                                  const Tensor& linear_weight, const Tensor& target,
                                                  const OptionalTensor& mask, const LinearOptions& options) {
-  std::vector<Tensor> wanted;
-  if (options.input_grad) wanted.push_back(input);
-  if (options.weight_grad) wanted.push_back(linear_weight);
-  if (options.bias_grad) wanted.push_back(*options.loss.linear_bias);
   const bool has_entropy = options.kind == LinearKind::LogProbAndEntropy;
   std::vector<Tensor> grads{grad};
   if (has_entropy) grads.push_back(entropy_grad);
-  const auto gradients = composite_gradients(wanted, grads, [&](const std::vector<Tensor>& leaves) {
-    std::size_t next = 0;
-    const auto x = options.input_grad ? leaves[next++] : input;
-    const auto w = options.weight_grad ? leaves[next++] : linear_weight;
-    auto with_bias = options;
-    if (options.bias_grad) with_bias.loss.linear_bias = leaves[next++];
-    auto result = composite_linear(x, w, target, mask, with_bias);
-    std::vector<Tensor> results{result.loss};
-    if (has_entropy) results.push_back(result.entropy);
-    return results;
+  return gradients_of<3>({input, linear_weight, options.loss.linear_bias.value_or(Tensor())},
+                         {options.input_grad, options.weight_grad, options.bias_grad}, grads, [&](const auto& of) {
+                           auto with_bias = options;
+                           with_bias.loss.linear_bias = or_none(of[2]);
+                           const auto result = composite_linear(of[0], of[1], target, mask, with_bias);
+                           std::vector<Tensor> results{result.loss};
+                           if (has_entropy) results.push_back(result.entropy);
+                           return results;
+                         });
+}
+
+Tensor composite_linear_kl(const LinearKLOperands& of, const OptionalTensor& mask, const LinearKLOptions& given) {
+  auto options = given;
+  options.linear_bias = or_none(of[2]);
+  options.target_linear_bias = or_none(of[5]);
+  const auto index = linear_kl_index(of[0]);
+  const auto rows = check_linear_kl(of[0], of[1], of[3], of[4], index, mask, options);
+  const auto type = accumulation_type(of[0].scalar_type());
+  const auto keep = composite_plan(rows, Reduction::None, std::nullopt, type).keep;
+  const auto logits = logits_of(of[0], of[1], options.linear_bias, keep, options);
+  const auto target_logits = logits_of(of[3], of[4], options.target_linear_bias, keep, options);
+  auto counted = keep.unsqueeze(-1).expand_as(logits);
+  if (options.class_mask) counted = counted.logical_and(options.class_mask->ne(0));
+  const auto plan = composite_plan(rows, options.reduction, options.normalizer, type);
+  return composite_reduce(divergence_of(logits, target_logits, counted, options), plan.keep, plan.coefficient,
+                          options.reduction);
+}
+
+std::array<Tensor, 6> composite_linear_kl_gradients(const Tensor& grad, const LinearKLOperands& operands,
+                                                    const OptionalTensor& mask, const LinearKLCall& call_of) {
+  std::array<bool, 6> wanted;
+  for (int i = 0; i < 6; ++i) wanted[i] = call_of.wants(i);
+  return gradients_of<6>(operands, wanted, {grad}, [&](const auto& of) {
+    return std::vector<Tensor>{composite_linear_kl(of, mask, call_of.kl)};
   });
-  std::array<Tensor, 3> result;
-  std::size_t next = 0;
-  const bool wants[] = {options.input_grad, options.weight_grad, options.bias_grad};
-  for (int i = 0; i < 3; ++i) {
-    if (wants[i]) result[i] = gradients[next++];
-  }
-  return result;
+}
+
+LinearKLOperands linear_kl_operands(const Tensor& input, const Tensor& linear_weight, const Tensor& target_input,
+                                    const Tensor& target_linear_weight, const LinearKLOptions& options) {
+  const auto of = linear_operands(input, linear_weight, options.linear_bias, options.dtype);
+  const auto target = linear_operands(target_input, target_linear_weight, options.target_linear_bias, options.dtype);
+  return {of.input,     of.linear_weight,     of.linear_bias.value_or(Tensor()),
+          target.input, target.linear_weight, target.linear_bias.value_or(Tensor())};
 }
 
 LinearOperands linear_operands(const Tensor& input, const Tensor& linear_weight, const OptionalTensor& linear_bias,
@@ -198,6 +269,43 @@ LinearGradients rows_backward(const Tensor& grad, const OptionalTensor& entropy_
           empty_unless_defined(gradients[2], input)};
 }
 
+LinearKLCall with_biases(const LinearKLOptions& options, const LinearKLOperands& of) {
+  LinearKLCall result{options};
+  result.kl.linear_bias = or_none(of[2]);
+  result.kl.target_linear_bias = or_none(of[5]);
+  return result;
+}
+
+Tensor linear_kl(const Tensor& input, const Tensor& linear_weight, const Tensor& target_input,
+                 const Tensor& target_linear_weight, const OptionalTensor& mask, const LinearKLOptions& options) {
+  const auto of = linear_kl_operands(input, linear_weight, target_input, target_linear_weight, options);
+  const auto loss = std::get<0>(
+      call<LinearKLGradients>(of[0], of[1], of[3], of[4], mask, OptionalTensor(), with_biases(options, of)));
+  return converted(loss, linear_result_type(of[0], options.dtype));
+}
+
+LinearKLResults kl_gradients(const Tensor& input, const Tensor& linear_weight, const Tensor& target_input,
+                             const Tensor& target_linear_weight, const OptionalTensor& mask, const OptionalTensor& grad,
+                             const LinearKLCall& of) {
+  const at::NoGradGuard no_graph;
+  const LinearKLOperands operands{input,        linear_weight,        of.kl.linear_bias.value_or(Tensor()),
+                                  target_input, target_linear_weight, of.kl.target_linear_bias.value_or(Tensor())};
+  const auto loss = composite_linear_kl(operands, mask, of.kl);
+  std::array<Tensor, 6> gradients;
+  if (of.wanted != 0) {
+    gradients = composite_linear_kl_gradients(grad ? grad->expand_as(loss) : at::ones_like(loss), operands, mask, of);
+  }
+  for (auto& gradient : gradients) gradient = empty_unless_defined(gradient, input);
+  return std::tuple_cat(std::tuple{loss}, gradients);
+}
+
+Tensor linear_kl_batched(const Tensor& input, const Tensor& linear_weight, const Tensor& target_input,
+                         const Tensor& target_linear_weight, const OptionalTensor& mask,
+                         const LinearKLOptions& options) {
+  const auto of = linear_kl_operands(input, linear_weight, target_input, target_linear_weight, options);
+  return composite_linear_kl(of, mask, options).to(linear_result_type(of[0], options.dtype));
+}
+
 Tensor linear_cross_entropy_batched(const Tensor& input, const Tensor& linear_weight, const Tensor& target,
                                     const OptionalTensor& mask, const LinearCrossEntropyOptions& given) {
   auto options = linear_options(given);
@@ -235,6 +343,8 @@ TORCH_LIBRARY_IMPL(masked_loss, CompositeExplicitAutograd, m) {
   impl<LinearForwardGrad, forward_grad>(m);
   impl<LinearRowsForward, rows_forward>(m);
   impl<LinearRowsBackward, rows_backward>(m);
+  impl<LinearKL, linear_kl>(m);
+  impl<LinearKLGradients, kl_gradients>(m);
 }
 
 TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
@@ -242,6 +352,8 @@ TORCH_LIBRARY_IMPL(masked_loss, FuncTorchBatched, m) {
   impl<LinearLogProb, linear_log_prob_batched>(m);
   impl<LinearLogProbAndEntropy, linear_log_prob_and_entropy_batched>(m);
   impl<LinearRowsBackward, rows_backward>(m);
+  impl<LinearKL, linear_kl_batched>(m);
+  impl<LinearKLGradients, kl_gradients>(m);
 }
 
 }  // namespace masked_loss::composite

@@ -20,6 +20,15 @@ std::array<Tensor, 3> composite_linear_gradients(const Tensor& grad, const Tenso
                                                  const Tensor& linear_weight, const Tensor& target,
                                                  const OptionalTensor& mask, const LinearOptions& options);
 
+// The operands of both heads: input, weight and bias of each, in the order of their gradients.
+using LinearKLOperands = std::array<Tensor, 6>;
+
+// As above, of divergences. `operands`: a bias that is not there is undefined.
+Tensor composite_linear_kl(const LinearKLOperands& operands, const OptionalTensor& mask,
+                           const LinearKLOptions& options);
+std::array<Tensor, 6> composite_linear_kl_gradients(const Tensor& grad, const LinearKLOperands& operands,
+                                                    const OptionalTensor& mask, const LinearKLCall& of);
+
 // Tensors in the dtypes that the products are made in: autocast's, as torch's linear; or double where that is asked
 // for.
 struct LinearOperands {
@@ -28,6 +37,9 @@ struct LinearOperands {
 };
 LinearOperands linear_operands(const Tensor& input, const Tensor& linear_weight, const OptionalTensor& linear_bias,
                                std::optional<at::ScalarType> dtype);
+
+LinearKLOperands linear_kl_operands(const Tensor& input, const Tensor& linear_weight, const Tensor& target_input,
+                                    const Tensor& target_linear_weight, const LinearKLOptions& options);
 
 // linear_log_prob and its sibling, by run(operands, options), which gives the losses of rows and, if asked, entropies.
 template <class Run>

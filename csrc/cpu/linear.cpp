@@ -19,31 +19,17 @@ const LinearKernels& kernels() {
   return picked;
 }
 
-template <class Body>
-void dispatch_wide(at::ScalarType type, const Body& body) {
-  type == at::kDouble ? body(double{}) : body(float{});
-}
-
-template <class A>
-A* data_of(const Tensor& tensor) {
-  return tensor.defined() ? tensor.data_ptr<A>() : nullptr;
-}
-
-const std::uint8_t* mask_of(const LinearBlock& block) {
-  return block.class_mask.defined() ? static_cast<const std::uint8_t*>(block.class_mask.const_data_ptr()) : nullptr;
-}
-
 class Backend : public LinearBackend {
  public:
   explicit Backend(const Tensor&) {}
 
-  LinearKept keep(const RowArguments& arguments, const LinearCrossEntropyOptions& options,
-                  at::ScalarType wide) const override {
+  LinearKept keep(const RowArguments& arguments, Reduction reduction, const OptionalTensor& normalizer,
+                  std::optional<std::int64_t> max_kept, at::ScalarType wide) const override {
     LinearKept kept;
     dispatch_wide(wide, [&](auto a) {
       using A = decltype(a);
       const RowView<A> view(arguments);
-      const RowPlan<A> plan(view, options.reduction, options.normalizer);
+      const RowPlan<A> plan(view, reduction, normalizer);
       const auto count = view.rows.count;
       const auto options_of = arguments.target.options();
       auto rows = at::empty({count}, options_of.dtype(at::kLong)), target = at::empty({count}, rows.options());
@@ -58,9 +44,9 @@ class Backend : public LinearBackend {
         row[n] = r, index[n] = index[r], factor[n] = factor[r];
         ++n;
       }
-      TORCH_CHECK_VALUE(n <= options.max_kept.value_or(n), arguments.op,
+      TORCH_CHECK_VALUE(n <= max_kept.value_or(n), arguments.op,
                         ": expected max_kept of at least the number of unmasked positions, ", n, ", got ",
-                        options.max_kept.value_or(n));
+                        max_kept.value_or(n));
       kept = {rows.narrow(0, 0, n), target.narrow(0, 0, n), coefficient.narrow(0, 0, n), {}, n == count};
     });
     return kept;
@@ -97,21 +83,11 @@ class Backend : public LinearBackend {
     return loss;
   }
 
-  Tensor new_states(std::int64_t rows, const at::TensorOptions& options) const override {
-    Tensor states;
-    dispatch_wide(c10::typeMetaToScalarType(options.dtype()), [&](auto a) {
-      using Row = LinearRow<decltype(a)>;
-      states = at::empty({rows * std::int64_t(sizeof(Row))}, options.dtype(at::kByte));
-      std::uninitialized_fill_n(reinterpret_cast<Row*>(states.template mutable_data_ptr<std::uint8_t>()), rows, Row());
-    });
-    return states;
-  }
-
   void visit(const LinearBlock& block, const Tensor& states) const override {
     dispatch_wide(block.logits.scalar_type(), [&](auto a) {
       using A = decltype(a);
-      auto work = work_of<A>(block);
-      work.state = reinterpret_cast<LinearRow<A>*>(states.template mutable_data_ptr<std::uint8_t>());
+      auto work = make_linear_work<A>(block);
+      work.state = states_of<A>(states);
       run(work, LinearMode::Visit);
     });
   }
@@ -122,19 +98,8 @@ class Backend : public LinearBackend {
     auto loss = at::empty_like(rows.coefficient), entropy = at::empty_like(rows.coefficient);
     auto saved = at::empty({count, kLinearState}, loss.options());
     dispatch_wide(loss.scalar_type(), [&](auto a) {
-      using A = decltype(a);
-      static_assert(sizeof(LinearSaved<A>) == kLinearState * sizeof(A));
-      const auto* state = reinterpret_cast<const LinearRow<A>*>(states.template const_data_ptr<std::uint8_t>());
-      auto* to = reinterpret_cast<LinearSaved<A>*>(saved.mutable_data_ptr<A>());
-      for (std::int64_t r = 0; r < count; ++r) {
-        const auto& seen = state[r];
-        const CrossEntropyRow<A> row{data_of<A>(rows.coefficient)[r], weight.defined() ? data_of<A>(weight)[r] : A(1),
-                                     static_cast<A>(rows.label_smoothing), static_cast<A>(rows.z_loss), seen.smoothing};
-        const A log_sum = std::log(seen.softmax.sum);
-        data_of<A>(loss)[r] = cross_entropy_loss(row, seen.softmax, log_sum, seen.target_logit, seen.target_allowed);
-        to[r] = saved_of(seen);
-        data_of<A>(entropy)[r] = log_sum - to[r].mean;
-      }
+      const auto work = make_conclusion<decltype(a)>(rows, weight, states, loss, entropy, saved);
+      for (std::int64_t r = 0; r < count; ++r) work(r);
     });
     return {loss, entropy, saved};
   }
@@ -143,13 +108,27 @@ class Backend : public LinearBackend {
              const Tensor& entropy_grad) const override {
     dispatch_wide(block.logits.scalar_type(), [&](auto a) {
       using A = decltype(a);
-      auto work = work_of<A>(block);
-      work.saved = reinterpret_cast<const LinearSaved<A>*>(saved.template const_data_ptr<A>());
+      auto work = make_linear_work<A>(block);
+      work.saved = reinterpret_cast<const LinearSaved<A>*>(data_of<A>(saved));
       work.coefficient = data_of<A>(block.coefficient);
       work.entropy_grad = data_of<A>(entropy_grad);
       work.target_weight = data_of<A>(weight);
       run(work, LinearMode::Write);
     });
+  }
+
+  Tensor divergence(const LinearPair& pair) const override {
+    auto loss = at::empty_like(pair.coefficient);
+    dispatch_wide(pair.logits.scalar_type(), [&](auto a) {
+      using A = decltype(a);
+      const auto work = make_divergence_work<A>(pair, loss);
+      with_divergence(pair.kind, pair.beta, [&](auto kind) {
+        const auto run = kernels().of<A>().divergence[static_cast<int>(kind())];
+        const auto grain = std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, work.classes));
+        at::parallel_for(0, work.rows, grain, [&](auto begin, auto end) { run(work, begin, end); });
+      });
+    });
+    return loss;
   }
 
   void soften(const Tensor& logits, double softcap, double temperature) const override {
@@ -176,22 +155,6 @@ class Backend : public LinearBackend {
   }
 
  private:
-  template <class A>
-  static LinearWork<A> work_of(const LinearBlock& block) {
-    LinearWork<A> work{};
-    work.rows = rows_of(block);
-    work.classes = block.logits.size(1);
-    work.first = block.first;
-    work.logits = data_of<A>(block.logits);
-    work.gradient = data_of<A>(block.gradient);
-    work.class_mask = mask_of(block);
-    work.weight = data_of<A>(block.weight);
-    work.target = data_of<std::int64_t>(block.target);
-    work.label_smoothing = static_cast<A>(block.label_smoothing);
-    work.z_loss = static_cast<A>(block.z_loss);
-    return work;
-  }
-
   template <class A>
   static void run(const LinearWork<A>& work, LinearMode mode) {
     const RowDriver driver(kernels().of<A>().rows, work, mode, work.rows.count);

@@ -2,6 +2,7 @@
 #include "cpu/linear_kernel.h"
 
 #include "cpu/row_engine.h"
+#include "cpu/vector_math.h"
 
 namespace masked_loss::cpu::CPU_CAPABILITY {
 namespace {
@@ -82,7 +83,7 @@ class LinearProgram : public RowProgram<A, A> {
         const auto c = chosen(position);
         row.target_allowed = c >= 0 && of.allowed(w, c);
         if (c < 0) row.target_logit = 0;  // where rows are lanes, another class's
-        work_.state[position] = masked_loss::merge(work_.state[position], row);
+        work_.state[position] = work_.first == 0 ? row : masked_loss::merge(work_.state[position], row);
       } else {
         const auto& saved = work_.saved[position];
         const CrossEntropyRow<A> row{work_.coefficient[position],
@@ -176,6 +177,75 @@ struct LinearPrograms {
   }
 };
 
+// Elements i and following of a row, -inf beyond its end.
+template <class A>
+Vectorized<A> load_row(const A* row, std::int64_t i, std::int64_t lanes) {
+  using V = Vectorized<A>;
+  if (lanes == V::size()) return V::loadu(row + i);
+  return V::set(V(-std::numeric_limits<A>::infinity()), V::loadu(row + i, lanes), lanes);
+}
+
+// Calls body(i, lanes) for the vectors of a row.
+template <class A, class Body>
+void for_vectors(std::int64_t n, const Body& body) {
+  constexpr std::int64_t size = Vectorized<A>::size();
+  for (std::int64_t i = 0; i < n; i += size) body(i, std::min(size, n - i));
+}
+
+template <class A>
+Softmax<A> softmax_of(const A* row, std::int64_t n) {
+  using V = Vectorized<A>;
+  V max(-std::numeric_limits<A>::infinity()), sum(0);
+  for_vectors<A>(n, [&](auto i, auto lanes) { max = larger(load_row(row, i, lanes), max); });
+  const A largest = max_lanes(max);
+  for_vectors<A>(n, [&](auto i, auto lanes) { sum += exp_of_negative(load_row(row, i, lanes) - V(largest)); });
+  return {largest, sum_lanes(sum)};
+}
+
+// Rows whose logits by both heads are in a cache: they are read four times.
+template <DivergenceKind kind, class A>
+void divergence(const DivergenceWork<A>& work, std::int64_t begin, std::int64_t end) {
+  using V = Vectorized<A>;
+  using Class = ClassDivergence<VectorMath<A>, kind>;
+  const auto n = work.classes;
+  for (std::int64_t r = begin; r < end; ++r) {
+    A *x = work.logits + r * n, *t = work.target_logits + r * n;
+    A* gradients[] = {at_or_null(work.gradient, r * n), at_or_null(work.target_gradient, r * n)};
+    if (work.index[r] < 0) {
+      work.loss[r] = 0;
+      for (A* gradient : gradients) {
+        if (gradient != nullptr) std::fill_n(gradient, n, A(0));
+      }
+      continue;
+    }
+    if (work.class_mask != nullptr) {
+      const auto* allowed = work.class_mask + r * work.class_mask_stride;
+      for (std::int64_t c = 0; c < n; ++c) {
+        if (allowed[c] == 0) x[c] = t[c] = -std::numeric_limits<A>::infinity();
+      }
+    }
+    DivergenceRow<A> row(softmax_of(x, n), softmax_of(t, n), work.beta, work.coefficient[r]);
+    const V max(row.input.max), target_max(row.target.max);
+    const auto at = [&](auto i, auto lanes) {
+      return Class(load_row(x, i, lanes) - max, load_row(t, i, lanes) - target_max, row);
+    };
+    DivergenceSums<V> sums{V(0), V(0)};
+    for_vectors<A>(n, [&](auto i, auto lanes) {
+      const auto terms = at(i, lanes).terms(row);
+      sums.target += terms.target;
+      sums.input += terms.input;
+    });
+    row.sums = {sum_lanes(sums.target), sum_lanes(sums.input)};
+    work.loss[r] = row.coefficient * row.template value<kind>();
+    if (gradients[0] == nullptr && gradients[1] == nullptr) continue;
+    for_vectors<A>(n, [&](auto i, auto lanes) {
+      const auto of = at(i, lanes);
+      if (gradients[0] != nullptr) of.input_gradient(row).store(gradients[0] + i, lanes);
+      if (gradients[1] != nullptr) of.target_gradient(row).store(gradients[1] + i, lanes);
+    });
+  }
+}
+
 template <class A>
 void soften(A* x, std::int64_t n, A cap, A temperature) {
   using V = Vectorized<A>;
@@ -206,7 +276,10 @@ void harden(T* to, const A* gradient, const A* x, std::int64_t n, A cap, A tempe
 }
 
 template <class A>
-constexpr LinearKernel<A> kernel{RowEngine<LinearPrograms<A>>::kernel(), soften<A>};
+constexpr LinearKernel<A> kernel{RowEngine<LinearPrograms<A>>::kernel(),
+                                 {divergence<DivergenceKind::Forward, A>, divergence<DivergenceKind::Reverse, A>,
+                                  divergence<DivergenceKind::Mixture, A>},
+                                 soften<A>};
 
 }  // namespace
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "common/linear.h"
@@ -12,6 +13,9 @@ namespace masked_loss::cpu {
 template <class A>
 struct LinearKernel {
   RowKernel<LinearWork<A>, LinearMode> rows;
+
+  // Of the rows [begin, end), by kind.
+  std::array<void (*)(const DivergenceWork<A>& work, std::int64_t begin, std::int64_t end), 3> divergence;
 
   // x = cap tanh(x / cap) / temperature; a cap of 0 is none
   void (*soften)(A* x, std::int64_t n, A cap, A temperature);

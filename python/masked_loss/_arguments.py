@@ -6,7 +6,7 @@ from typing import List, Optional, Union
 import torch
 from torch import Tensor
 
-__all__ = ["id_list", "normalizer_tensor", "reduction_number"]
+__all__ = ["divergence_number", "id_list", "normalizer_tensor", "reduction_number"]
 
 
 def reduction_number(op: str, reduction: str, batchmean: bool = False) -> int:
@@ -22,6 +22,16 @@ def reduction_number(op: str, reduction: str, batchmean: bool = False) -> int:
         return 4
     names = "'none', 'mean', 'sum', 'batchmean'" if batchmean else "'none', 'mean', 'sum'"
     raise ValueError(f"{op}: expected reduction to be {names} or 'sequence_mean', got '{reduction}'")
+
+
+def divergence_number(op: str, kind: str) -> int:
+    if kind == "forward":
+        return 0
+    if kind == "reverse":
+        return 1
+    if kind == "jsd":
+        return 2
+    raise ValueError(f"{op}: expected kind to be 'forward', 'reverse' or 'jsd', got '{kind}'")
 
 
 def shown(value: object) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ._arguments import id_list, normalizer_tensor, reduction_number
 from ._dispatch import bound, scriptable, use_bound
 from ._docstrings import share_text
-from .linear import linear_cross_entropy, linear_log_prob, linear_log_prob_and_entropy
+from .linear import linear_cross_entropy, linear_kl, linear_log_prob, linear_log_prob_and_entropy
 from .pointwise import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -39,6 +39,7 @@ __all__ = [
     "kl_div",
     "l1_loss",
     "linear_cross_entropy",
+    "linear_kl",
     "linear_log_prob",
     "linear_log_prob_and_entropy",
     "log_softmax",

@@ -5,11 +5,11 @@ from typing import List, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from ._arguments import id_list, normalizer_tensor, reduction_number
+from ._arguments import divergence_number, id_list, normalizer_tensor, reduction_number
 from ._dispatch import bound, scriptable, use_bound
 from ._docstrings import share_text
 
-__all__ = ["linear_cross_entropy", "linear_log_prob", "linear_log_prob_and_entropy"]
+__all__ = ["linear_cross_entropy", "linear_kl", "linear_log_prob", "linear_log_prob_and_entropy"]
 
 
 def __dir__() -> List[str]:
@@ -268,8 +268,155 @@ def linear_log_prob_and_entropy(
     )
 
 
+@scriptable
+def linear_kl(
+    input: Tensor,
+    linear_weight: Tensor,
+    target_input: Tensor,
+    target_linear_weight: Tensor,
+    mask: Optional[Tensor] = None,
+    *,
+    linear_bias: Optional[Tensor] = None,
+    target_linear_bias: Optional[Tensor] = None,
+    class_mask: Optional[Tensor] = None,
+    softcap: Optional[float] = None,
+    temperature: float = 1.0,
+    chunk_size: Optional[int] = None,
+    max_kept: Optional[int] = None,
+    kind: str = "forward",
+    beta: float = 0.5,
+    sample_weight: Optional[Tensor] = None,
+    reduction: str = "mean",
+    normalizer: Optional[Union[int, float, Tensor]] = None,
+    dtype: Optional[torch.dtype] = None,
+) -> Tensor:
+    r"""The divergence between the probabilities :math:`p` and :math:`q` of the classes by two heads.
+
+    :math:`p` is the softmax of ``input @ linear_weight.T + linear_bias``, such as a student's, and :math:`q` that of
+    ``target_input @ target_linear_weight.T + target_linear_bias``, such as a teacher's. Both logits are made in chunks
+    and are never whole in memory, and only unmasked positions are multiplied. Only the products are computed that a
+    gradient is wanted of.
+
+    ==============  ====================================================================================
+    ``kind``        divergence
+    ==============  ====================================================================================
+    ``'forward'``   :math:`\operatorname{KL}(q \| p) = \sum_c q_c (\log q_c - \log p_c)`
+    ``'reverse'``   :math:`\operatorname{KL}(p \| q)`
+    ``'jsd'``       :math:`\beta \operatorname{KL}(q \| m) + (1 - \beta) \operatorname{KL}(p \| m)` with
+                    :math:`m = \beta q + (1 - \beta) p`; with a ``beta`` of 0 and 1 the KL of ``'forward'`` and
+                    ``'reverse'``
+    ==============  ====================================================================================
+
+    A divergence is never negative, and 0 where both are equal. A class that has no probability by the first of the two
+    adds 0, and one that has none by the second alone makes it inf. There is no factor of the squared temperature.
+    The generalized Jensen-Shannon divergence is that of `On-Policy Distillation of Language Models
+    <https://arxiv.org/abs/2306.13649>`__.
+
+    A scalar computes its gradients in the forward pass. For ``'none'``, float16 and saved-tensor hooks the backward
+    pass computes the logits again.
+
+    Args:
+        {input}
+        {linear_weight}
+        target_input: hidden states of the other head, of ``input``'s dtype; differentiable.
+        target_linear_weight: its weights; differentiable.
+        {mask}
+        {linear_bias}
+        target_linear_bias: added to the other logits; differentiable.
+        {class_mask}
+        softcap: both logits :math:`z` become :math:`c \tanh(z / c)`, before ``temperature``; above 0.
+        temperature: both logits are divided by it; above 0.
+        chunk_size: how many rows of both logits are held at once. By default as many as fit in 512 MiB, and at least
+            1024.
+        {max_kept}
+        kind: ``'forward'``, ``'reverse'`` or ``'jsd'``.
+        beta: the share of :math:`q` in the mixture of ``'jsd'``, in [0, 1].
+        sample_weight: weights of the positions, of any sign; differentiable. A weight of 0 masks, unless it requires
+            grad.
+        reduction: ``'none'``, ``'sum'``, ``'mean'``, or ``'sequence_mean'``, as in :func:`cross_entropy`.
+        normalizer: the means divide by it instead of by the sum of the weights: a number, or a 0-d tensor.
+        {dtype}
+
+    Shape:
+        - ``input``: ``(..., H)``; ``linear_weight``: ``(C, H)``.
+        - ``target_input``: ``(..., H')``; ``target_linear_weight``: ``(C, H')``.
+        - ``linear_bias``, ``target_linear_bias``: ``(C,)``.
+        - ``mask``, ``sample_weight``: the rank of ``(...)``, each size equal or 1.
+        - ``class_mask``: ``(C,)``, or the rank of the logits ``(..., C)`` with each size equal or 1.
+        - Output: ``(...)`` for ``'none'``, otherwise 0-d.
+
+    Returns:
+        The divergence of each position for ``'none'``, otherwise a 0-d tensor; in ``dtype``.
+
+    Raises:
+        {raises}
+
+    >>> hidden, head = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    >>> linear_kl(hidden, head, 2 * hidden, head, reduction="none")
+    tensor([0.0989, 0.0989])
+    >>> linear_kl(hidden, head, hidden, head)
+    tensor(0.)
+    """
+    number = reduction_number("linear_kl", reduction)
+    divergence = divergence_number("linear_kl", kind)
+    divisor = normalizer_tensor("linear_kl", normalizer, input)
+    if not torch.jit.is_scripting():
+        if use_bound(
+            input,
+            linear_weight,
+            target_input,
+            target_linear_weight,
+            mask,
+            linear_bias,
+            target_linear_bias,
+            sample_weight,
+            class_mask,
+            divisor,
+        ):
+            return bound.linear_kl(
+                input,
+                linear_weight,
+                target_input,
+                target_linear_weight,
+                mask,
+                number,
+                linear_bias,
+                target_linear_bias,
+                sample_weight,
+                class_mask,
+                divisor,
+                divergence,
+                beta,
+                softcap,
+                temperature,
+                chunk_size,
+                max_kept,
+                dtype,
+            )
+    return torch.ops.masked_loss.linear_kl(
+        input,
+        linear_weight,
+        target_input,
+        target_linear_weight,
+        mask,
+        number,
+        linear_bias,
+        target_linear_bias,
+        sample_weight,
+        class_mask,
+        divisor,
+        divergence,
+        beta,
+        softcap,
+        temperature,
+        chunk_size,
+        max_kept,
+        dtype,
+    )
+
+
 share_text(
-    [linear_cross_entropy, linear_log_prob, linear_log_prob_and_entropy],
+    [linear_cross_entropy, linear_kl, linear_log_prob, linear_log_prob_and_entropy],
     input="input: hidden states; float32, float64, bfloat16 or float16; differentiable.",
     linear_weight="""
         linear_weight: weights of the head, of ``input``'s dtype; differentiable. Under autocast both, and

@@ -204,7 +204,7 @@ PYBIND11_MODULE(_C, m) {
     (add_op<Op>(m, static_cast<std::add_pointer_t<typename Op::Signature>>(nullptr)), ...);
   };
   def.operator()<CrossEntropy, LossNormalizer, CheckTargets>();
-  def.operator()<LinearCrossEntropy, LinearLogProb, LinearLogProbAndEntropy>();
+  def.operator()<LinearCrossEntropy, LinearLogProb, LinearLogProbAndEntropy, LinearKL>();
   for_each_pointwise([&]<class Loss>() { def.template operator()<PointwiseOp<Loss>>(); });
   def.operator()<SoftmaxOp<SoftmaxKind::Softmax>, SoftmaxOp<SoftmaxKind::LogSoftmax>, Logsumexp>();
   def.operator()<MaskedSum, MaskedMean, MaskedVar, MaskedStd, MaskedWhiten>();

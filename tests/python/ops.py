@@ -181,6 +181,45 @@ def log_prob_samples() -> dict[str, Callable[[int], Arguments]]:
     }
 
 
+def linear_kl_samples() -> dict[str, Callable[[int], Arguments]]:
+    """Every kind and reduction, in chunks and whole."""
+
+    def batch(size: int) -> Arguments:
+        return dict(
+            input=leaf(torch.randn(size, T, H)),
+            linear_weight=leaf(torch.randn(C, H)),
+            target_input=leaf(torch.randn(size, T, H + 1)),
+            target_linear_weight=leaf(torch.randn(C, H + 1)),
+            mask=keep(size, T),
+        )
+
+    return {
+        "mean": lambda size: dict(
+            batch(size), linear_bias=leaf(torch.randn(C)), target_linear_bias=leaf(torch.randn(C)), chunk_size=5
+        ),
+        "none jsd": lambda size: dict(batch(size), kind="jsd", beta=0.3, temperature=0.7, reduction="none"),
+        "sum reverse classes": lambda size: dict(
+            batch(size),
+            sample_weight=torch.rand(size, T) + 0.1,
+            class_mask=torch.tensor([1, 1, 1, 0, 1]),
+            softcap=3.0,
+            kind="reverse",
+            reduction="sum",
+        ),
+        "sequence_mean differentiated weights": lambda size: dict(
+            batch(size), sample_weight=leaf(torch.rand(size, 1) + 0.1), kind="jsd", reduction="sequence_mean"
+        ),
+        "mean frozen teacher": lambda size: dict(
+            batch(size),
+            target_input=torch.randn(size, T, H + 1),
+            target_linear_weight=torch.randn(C, H + 1),
+            class_mask=torch.rand(size, T, C) < torch.tensor([2, 2, 2, 0.5, 0.5]),
+            normalizer=torch.tensor(3.0),
+            dtype=torch.float64,
+        ),
+    }
+
+
 # One tensor of two, for the harness.
 def log_prob_and_half_entropy(
     input: Tensor,
@@ -497,6 +536,7 @@ OPS = (
         ),
         log_prob_samples(),
     ),
+    Op("linear_kl", masked_loss.linear_kl, reference.linear_kl, linear_kl_samples(), refuses_grad=("normalizer",)),
     pointwise_op("mse_loss", masked_loss.MSELoss, trained=F.mse_loss),
     pointwise_op("l1_loss", masked_loss.L1Loss, namesake=F.l1_loss, trained=F.l1_loss),
     pointwise_op(

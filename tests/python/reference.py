@@ -124,6 +124,18 @@ def _reduce(losses, weights, sequences, reduction, normalizer):
     return _divide(total, max(len(nonempty), 1) if normalizer is None else normalizer)
 
 
+def _reduce_rows(losses, weights, keep, shape, sample_weight, reduction, normalizer):
+    """The same of rows of which `keep` says which have a loss."""
+    if sample_weight is not None:
+        s = _spread(sample_weight.double(), shape)[keep]
+        losses, weights = losses * s, weights * s
+    if reduction == "none":
+        everywhere = torch.zeros(len(keep), dtype=torch.float64)
+        return everywhere.masked_scatter(keep, losses).reshape(shape)
+    sequence_of = torch.arange(len(keep)) // max(shape[1:].numel() if shape else 1, 1)
+    return _reduce(losses, weights, sequence_of[keep], reduction, normalizer)
+
+
 def kept_rows(input, target, mask=None, sample_weight=None, class_mask=None, ignore_index=-100, dim=1):
     """Which rows count, `[rows]`, and the classes each allows, `[rows, C]`."""
     rows, shape = to_rows(input, dim), row_shape(input, dim)
@@ -173,14 +185,7 @@ def cross_entropy(
         per_row = [_row_loss(x, y, a, weight, label_smoothing, z_loss) for x, y, a in each]
         losses = torch.stack(per_row) if per_row else rows.sum(-1)
     weights = losses.new_ones(len(losses)) if probabilities else weight[targets]
-    if sample_weight is not None:
-        s = _spread(sample_weight.double(), shape)[keep]
-        losses, weights = losses * s, weights * s
-    if reduction == "none":
-        everywhere = torch.zeros(len(keep), dtype=torch.float64)
-        return everywhere.masked_scatter(keep, losses).reshape(shape)
-    sequence_of = torch.arange(len(keep)) // max(shape[1:].numel() if shape else 1, 1)
-    return _reduce(losses, weights, sequence_of[keep], reduction, normalizer)
+    return _reduce_rows(losses, weights, keep, shape, sample_weight, reduction, normalizer)
 
 
 def linear_logits(input, linear_weight, linear_bias=None, softcap=None, temperature=1.0):
@@ -208,6 +213,57 @@ def linear_entropy(input, linear_weight, index, mask=None, *, class_mask=None, c
     log_p = logits.log_softmax(-1)
     entropy = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
     return entropy if mask is None else torch.where(is_kept(mask), entropy, 0.0)
+
+
+def divergences(log_p, log_q, kind="forward", beta=0.5):
+    """Of rows of log-probabilities, by the definitions."""
+
+    def kl(log_a, log_b):
+        a = log_a.exp()
+        return torch.where(a == 0, 0.0, a * (torch.where(a == 0, 0.0, log_a) - torch.where(a == 0, 0.0, log_b))).sum(-1)
+
+    if kind == "forward" or (kind == "jsd" and beta == 0):
+        return kl(log_q, log_p)
+    if kind == "reverse" or beta == 1:
+        return kl(log_p, log_q)
+    mixture = beta * log_q.exp() + (1 - beta) * log_p.exp()
+    log_m = torch.where(mixture == 0, 1.0, mixture).log()
+    return beta * kl(log_q, log_m) + (1 - beta) * kl(log_p, log_m)
+
+
+def linear_kl(
+    input,
+    linear_weight,
+    target_input,
+    target_linear_weight,
+    mask=None,
+    *,
+    linear_bias=None,
+    target_linear_bias=None,
+    class_mask=None,
+    softcap=None,
+    temperature=1.0,
+    chunk_size=None,
+    max_kept=None,
+    kind="forward",
+    beta=0.5,
+    sample_weight=None,
+    reduction="mean",
+    normalizer=None,
+    dtype=None,
+):
+    """`masked_loss.linear_kl` of logits that are whole, in float64."""
+    logits = linear_logits(input, linear_weight, linear_bias, softcap, temperature)
+    targets = linear_logits(target_input, target_linear_weight, target_linear_bias, softcap, temperature)
+    shape = input.shape[:-1]
+    index = torch.zeros(shape, dtype=torch.int64)
+    keep, allowed = kept_rows(logits, index, mask, sample_weight, class_mask, [], -1)
+
+    def log_probabilities(logits):
+        return to_rows(logits, -1)[keep].masked_fill(~allowed[keep], -torch.inf).log_softmax(-1)
+
+    losses = divergences(log_probabilities(logits), log_probabilities(targets), kind, beta)
+    return _reduce_rows(losses, torch.ones_like(losses), keep, shape, sample_weight, reduction, normalizer)
 
 
 def loss_normalizer(target, classes, mask=None, *, weight=None, sample_weight=None, ignore_index=-100):

@@ -19,6 +19,7 @@ GOOD = {
     "linear_cross_entropy": dict(input=x, linear_weight=y, target=target, mask=m[:, 0]),
     "linear_log_prob": dict(input=x, linear_weight=y, index=target, mask=m[:, 0]),
     "linear_log_prob_and_entropy": dict(input=x, linear_weight=y, index=target, mask=m[:, 0]),
+    "linear_kl": dict(input=x, linear_weight=y, target_input=x, target_linear_weight=y, mask=m[:, 0]),
     "loss_normalizer": dict(target=target, mask=m[:, 0]),
     "check_targets": dict(target=target, num_classes=3, mask=m[:, 0]),
     **{name: dict(input=x, target=y, mask=m) for name in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")},

@@ -27,6 +27,9 @@ GOOD = {
     "linear_cross_entropy": dict(input=HIDDEN, linear_weight=HEAD, target=TARGET, mask=MASK),
     "linear_log_prob": dict(input=HIDDEN, linear_weight=HEAD, index=TARGET, mask=MASK),
     "linear_log_prob_and_entropy": dict(input=HIDDEN, linear_weight=HEAD, index=TARGET, mask=MASK),
+    "linear_kl": dict(
+        input=HIDDEN, linear_weight=HEAD, target_input=HIDDEN[..., :2], target_linear_weight=HEAD[:, :2], mask=MASK
+    ),
     "loss_normalizer": dict(target=TARGET, mask=MASK),
     "check_targets": dict(target=TARGET, num_classes=C, mask=MASK),
     "masked_fill": dict(input=LOGITS, mask=torch.ones(B, 1, T, dtype=torch.bool), value=0.0),
@@ -170,8 +173,7 @@ def loss_arguments():
 
 
 def linear_arguments(op):
-    """What the three have in common."""
-    name = "target" if op == "linear_cross_entropy" else "index"
+    """What the family has in common."""
     return [
         *mask_like(op, "mask", (B, T), torch.float32, (FLOAT,)),
         Bad(op, dict(input=HIDDEN.long()), TypeError, "input", (LONG,)),
@@ -186,13 +188,6 @@ def linear_arguments(op):
         Bad(op, dict(linear_bias=ones(C - 1)), RuntimeError, "linear_bias", (r"\[5\]", r"\[4\]")),
         Bad(op, dict(linear_bias=ones(C, 1)), RuntimeError, "linear_bias", (r"\[5\]", r"\[5, 1\]")),
         Bad(op, dict(linear_bias=ones(C, dtype=torch.float64)), TypeError, "linear_bias", ("Double",)),
-        Bad(op, {name: TARGET.float()}, TypeError, name, (FLOAT, "int64")),
-        Bad(op, {name: TARGET > 0}, TypeError, name, ("bool|Bool",)),
-        Bad(op, {name: TARGET[:, :2]}, RuntimeError, name, (r"\[3, 3\]", r"\[3, 2\]")),
-        Bad(op, {name: TARGET[0]}, RuntimeError, name, (r"\[3, 3\]", r"\[3\]")),
-        Bad(op, {name: TARGET.to("meta")}, RuntimeError, name, ("meta", HERE)),
-        Bad(op, {name: target_with(C, (1, 0))}, IndexError, "target", (r"got 5\b", r"\[1, 0\]", r"\[0, 5\)")),
-        Bad(op, {name: target_with(-1, (2, 1))}, IndexError, "target", (r"got -1\b", r"\[2, 1\]")),
         Bad(op, dict(class_mask=ones(C)), TypeError, "class_mask", (FLOAT,)),
         Bad(op, dict(class_mask=ones(C - 1, dtype=torch.bool)), RuntimeError, "class_mask", (r"\b5\b", r"\b4\b")),
         Bad(op, dict(softcap=0.0), ValueError, "softcap", ("got 0",)),
@@ -208,6 +203,20 @@ def linear_arguments(op):
     ]
 
 
+def linear_index_arguments(op):
+    name = "target" if op == "linear_cross_entropy" else "index"
+    return [
+        *linear_arguments(op),
+        Bad(op, {name: TARGET.float()}, TypeError, name, (FLOAT, "int64")),
+        Bad(op, {name: TARGET > 0}, TypeError, name, ("bool|Bool",)),
+        Bad(op, {name: TARGET[:, :2]}, RuntimeError, name, (r"\[3, 3\]", r"\[3, 2\]")),
+        Bad(op, {name: TARGET[0]}, RuntimeError, name, (r"\[3, 3\]", r"\[3\]")),
+        Bad(op, {name: TARGET.to("meta")}, RuntimeError, name, ("meta", HERE)),
+        Bad(op, {name: target_with(C, (1, 0))}, IndexError, "target", (r"got 5\b", r"\[1, 0\]", r"\[0, 5\)")),
+        Bad(op, {name: target_with(-1, (2, 1))}, IndexError, "target", (r"got -1\b", r"\[2, 1\]")),
+    ]
+
+
 def linear_loss_arguments():
     op = "linear_cross_entropy"
     return [
@@ -218,6 +227,35 @@ def linear_loss_arguments():
         Bad(op, dict(reduction="average"), ValueError, "reduction", ("'average'", "'sequence_mean'")),
         Bad(op, dict(label_smoothing=1.5), ValueError, "label_smoothing", (r"1\.5\b",)),
         Bad(op, dict(z_loss=-0.5), ValueError, "z_loss", (r"-0\.5\b",)),
+        Bad(op, dict(normalizer=-2.5), ValueError, "normalizer", (r"-2\.5",)),
+        Bad(op, dict(normalizer=2.0, reduction="none"), ValueError, "normalizer", ("none",)),
+        Bad(op, dict(normalizer=ones(requires_grad=True)), RuntimeError, "normalizer", ("grad",)),
+    ]
+
+
+def linear_kl_arguments():
+    op = "linear_kl"
+    return [
+        *linear_arguments(op),
+        *mask_like(op, "sample_weight", (B, T), torch.int64, (LONG, r"\bmask\b")),
+        Bad(op, dict(target_input=HIDDEN.long()), TypeError, "target_input", (LONG,)),
+        Bad(op, dict(target_input=HIDDEN[:2, :, :2]), RuntimeError, "target_input", (r"\[3, 3, 4\]", r"\[2, 3, 2\]")),
+        Bad(op, dict(target_input=HIDDEN[0, :, :2]), RuntimeError, "target_input", (r"\[3, 3, 4\]", r"\[3, 2\]")),
+        Bad(op, dict(target_input=HIDDEN), RuntimeError, "target_linear_weight", (r"\[C, 4\]", r"\[5, 2\]")),
+        Bad(op, dict(target_input=HIDDEN.to("meta")), RuntimeError, "target_input", ("meta", HERE)),
+        Bad(
+            op,
+            dict(target_input=HIDDEN[..., :2].double(), target_linear_weight=HEAD[:, :2].double()),
+            TypeError,
+            "target_input",
+            (FLOAT, "Double"),
+        ),
+        Bad(op, dict(target_linear_weight=HEAD[:3, :2]), RuntimeError, "target_linear_weight", (r"\b5\b", r"\[3, 2\]")),
+        Bad(op, dict(target_linear_bias=ones(C - 1)), RuntimeError, "target_linear_bias", (r"\[5\]", r"\[4\]")),
+        Bad(op, dict(kind="backward"), ValueError, "kind", ("'backward'", "'jsd'")),
+        Bad(op, dict(beta=1.5), ValueError, "beta", (r"1\.5\b",)),
+        Bad(op, dict(beta=torch.nan), ValueError, "beta", ("nan",)),
+        Bad(op, dict(reduction="batchmean"), ValueError, "reduction", ("'batchmean'", "'sequence_mean'")),
         Bad(op, dict(normalizer=-2.5), ValueError, "normalizer", (r"-2\.5",)),
         Bad(op, dict(normalizer=2.0, reduction="none"), ValueError, "normalizer", ("none",)),
         Bad(op, dict(normalizer=ones(requires_grad=True)), RuntimeError, "normalizer", ("grad",)),
@@ -296,10 +334,11 @@ TABLE = [
     *rows_arguments("cross_entropy"),
     *rows_arguments("loss_normalizer"),
     *loss_arguments(),
-    *linear_arguments("linear_cross_entropy"),
-    *linear_arguments("linear_log_prob"),
-    *linear_arguments("linear_log_prob_and_entropy"),
+    *linear_index_arguments("linear_cross_entropy"),
+    *linear_index_arguments("linear_log_prob"),
+    *linear_index_arguments("linear_log_prob_and_entropy"),
     *linear_loss_arguments(),
+    *linear_kl_arguments(),
     *divisor_arguments(),
     *check_arguments(),
     *fill_arguments("masked_fill"),
@@ -364,7 +403,7 @@ def for_the_dispatcher(arguments):
     return arguments
 
 
-@rows(lambda bad: bad.change.get("reduction", "mean") in REDUCTIONS)
+@rows(lambda bad: bad.change.get("reduction", "mean") in REDUCTIONS and "kind" not in bad.change)
 def test_torch_ops(bad):
     op = getattr(torch.ops.masked_loss, bad.op)
     assert message_of(op, for_the_dispatcher(arguments_of(bad)), bad.error) == message_in_python(bad)

@@ -1,6 +1,7 @@
-"""linear_cross_entropy, linear_log_prob and linear_log_prob_and_entropy: what the harness does not look at."""
+"""The linear functions: what the harness does not look at."""
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -282,6 +283,151 @@ def test_accuracy(dtype, scale):
     rounding = torch.finfo(dtype).eps / 2
     assert ours <= max(wide, 1e-6) * 1.5
     assert of_ours <= of_wide + rounding
+
+
+KINDS = [dict(kind="forward"), dict(kind="reverse"), *(dict(kind="jsd", beta=beta) for beta in (0.0, 0.1, 0.5, 1.0))]
+OPERANDS = ("input", "linear_weight", "target_input", "target_linear_weight", "linear_bias", "target_linear_bias")
+
+
+def pair_of_heads(dtype=torch.float64, rows=(N,), classes=C, wanted=OPERANDS):
+    """The arguments of linear_kl, and a mask."""
+    shapes = ((*rows, H), (classes, H), (*rows, H + 3), (classes, H + 3), (classes,), (classes,))
+    tensors = {
+        name: torch.randn(shape).to(dtype).requires_grad_(name in wanted)
+        for name, shape in zip(OPERANDS, shapes, strict=True)
+    }
+    return tensors, torch.rand(rows) < 0.6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+@pytest.mark.parametrize("options", [{}, dict(softcap=2.0, temperature=0.7), dict(class_mask=torch.arange(C) % 5 != 4)])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
+def test_is_the_divergence_of_whole_logits(dtype, chunk_size, options, kind):
+    arguments, mask = pair_of_heads(dtype)
+    exact = {name: tensor.detach().double().requires_grad_() for name, tensor in arguments.items()}
+    for reduction in ("mean", "none"):
+        given = dict(kind, **options, mask=mask, reduction=reduction)
+        ours = masked_loss.linear_kl(**arguments, **given, chunk_size=chunk_size)
+        expected = reference.linear_kl(**exact, **given)
+        assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert_near(ours, expected, largest=10.0)
+        upstream = torch.randn_like(ours)
+        wanted = gradients(expected, exact, upstream.double())
+        for gradient, exactly in zip(gradients(ours, arguments, upstream), wanted, strict=True):
+            assert gradient.dtype == dtype
+            allowed = {torch.float64: 1e-13, torch.float32: 5e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+            atol = allowed[dtype] * exactly.abs().max().item()
+            torch.testing.assert_close(gradient.double(), exactly, rtol=0.0, atol=atol)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
+def test_divergences_are_not_negative(kind):
+    """Rounding included: 0 between equals, and between neighbours what float64 finds."""
+    x, w = 4 * torch.randn(64, H), torch.randn(1000, H)
+    equal = masked_loss.linear_kl(x, w, x, w, **kind, reduction="none")
+    assert_positive_zero(equal)
+    neighbour = x + 1e-4 * torch.randn_like(x)
+    near = masked_loss.linear_kl(x, w, neighbour, w, **kind, reduction="none")
+    assert (near >= 0).all()
+    exact = reference.linear_kl(x.double(), w.double(), neighbour.double(), w.double(), **kind, reduction="none")
+    torch.testing.assert_close(near.double(), exact, rtol=0.02, atol=2e-9)  # the logits are rounded by 2e-6
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind.values())))
+def test_a_class_that_only_one_head_has(kind):
+    """It has no probability by the second of the two: inf. By the first: it adds 0."""
+    arguments, _ = pair_of_heads()
+    for name in ("linear_bias", "target_linear_bias"):
+        changed = dict(arguments, **{name: arguments[name].detach().index_fill(0, torch.tensor([2]), -torch.inf)})
+        ours = masked_loss.linear_kl(**changed, **kind, reduction="none")
+        expected = reference.linear_kl(**changed, **kind, reduction="none")
+        torch.testing.assert_close(ours, expected)
+        by_one = {"forward": "linear_bias", "reverse": "target_linear_bias", 0.0: "linear_bias"}
+        by_one[1.0] = "target_linear_bias"
+        assert ours.isinf().all() == (name == by_one.get(kind.get("beta", kind["kind"])))
+        if ours.isfinite().all():
+            leaves = [changed["input"], changed["target_input"]]
+            assert all(g.isfinite().all() for g in torch.autograd.grad(ours.sum(), leaves))
+    both = {name: arguments[name].detach().index_fill(0, torch.tensor([2]), -torch.inf) for name in OPERANDS[4:]}
+    ours = masked_loss.linear_kl(**dict(arguments, **both), **kind)
+    torch.testing.assert_close(ours, masked_loss.linear_kl(**arguments, **kind, class_mask=torch.arange(C) != 2))
+
+
+def test_numbers_of_other_libraries():
+    """Worked out by their formulas: TRL's and Liger's generalized Jensen-Shannon divergence, torchtune's forward KL."""
+    x, w = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    arguments = dict(input=x, linear_weight=w, target_input=2 * x, target_linear_weight=w)
+    student, teacher = x.matmul(w.T).log_softmax(-1), (2 * x).matmul(w.T).log_softmax(-1)
+    for beta in (0.1, 0.5):  # log-sum-exp of the weighted log-probabilities, and F.kl_div of its result
+        mixture = torch.logsumexp(torch.stack([student + math.log1p(-beta), teacher + math.log(beta)]), 0)
+        kl_teacher = F.kl_div(mixture, teacher, reduction="none", log_target=True).sum(-1)
+        kl_student = F.kl_div(mixture, student, reduction="none", log_target=True).sum(-1)
+        expected = (beta * kl_teacher + (1 - beta) * kl_student).mean()
+        torch.testing.assert_close(masked_loss.linear_kl(**arguments, kind="jsd", beta=beta), expected)
+    cross_entropy = -(teacher.exp() * student).sum(-1).mean()
+    entropy = -(teacher.exp() * teacher).sum(-1).mean()
+    torch.testing.assert_close(masked_loss.linear_kl(**arguments), cross_entropy - entropy)
+
+
+@pytest.mark.parametrize("chunk_size", CHUNKS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_masked_rows_of_neither_head_are_read(chunk_size, reduction):
+    arguments, mask = pair_of_heads(torch.float32)
+    poisoned = dict(arguments)
+    for name in ("input", "target_input"):
+        poisoned[name] = arguments[name].detach().masked_fill(~mask[:, None], torch.nan).requires_grad_()
+    results = []
+    for given in (arguments, poisoned):
+        loss = masked_loss.linear_kl(**given, mask=mask, chunk_size=chunk_size, reduction=reduction, kind="jsd")
+        upstream = torch.ones_like(loss)
+        if reduction == "none":
+            upstream[~mask] = torch.nan
+        results.append((loss, *gradients(loss, given, upstream)))
+    for clean, dirty in zip(*results, strict=True):
+        assert_same_bits(dirty, clean)
+    assert_positive_zero(results[1][1][~mask])
+    assert_positive_zero(results[1][3][~mask])
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "kept"),
+    [((N,), C, False), ((0,), C, True), ((N,), 0, True), ((), C, True)],
+    ids=["nothing kept", "no rows", "no classes", "one row"],
+)
+def test_empty_pairs(rows, classes, kept):
+    arguments, _ = pair_of_heads(torch.float32, rows, classes)
+    for reduction in ("mean", "none"):
+        loss = masked_loss.linear_kl(**arguments, mask=torch.full(rows, kept), reduction=reduction)
+        found = gradients(loss, arguments, torch.ones_like(loss))
+        if not kept or 0 in (*rows, classes):
+            assert_positive_zero(loss)
+            for gradient in found:
+                assert_positive_zero(gradient)
+        else:
+            assert loss > 0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "count"),
+    [((), 2), (("input",), 3), (("input", "linear_weight"), 4), (("target_linear_weight",), 3), (OPERANDS, 6)],
+    ids=["no gradient", "frozen heads", "frozen teacher", "frozen student", "all"],
+)
+def test_only_the_products_of_a_divergence_that_are_needed(wanted, count):
+    rows, hidden = 16, 8
+    arguments = {
+        "input": torch.randn(rows, hidden),
+        "linear_weight": torch.randn(C, hidden),
+        "target_input": torch.randn(rows, hidden),
+        "target_linear_weight": torch.randn(C, hidden),
+    }
+    for name, tensor in arguments.items():
+        tensor.requires_grad_(name in wanted)
+    with products() as sizes:
+        loss = masked_loss.linear_kl(**arguments, chunk_size=5)
+        if wanted:
+            gradients(loss, arguments)
+    assert sum(sizes) == count * rows * hidden * C
 
 
 @pytest.mark.parametrize("module", [masked_loss.LinearCrossEntropyLoss])

@@ -57,4 +57,34 @@ MASKED_LOSS_API std::tuple<at::Tensor, at::Tensor> linear_log_prob_and_entropy(
     const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& index,
     const std::optional<at::Tensor>& mask = std::nullopt, const LinearLogProbOptions& options = {});
 
+enum class Divergence {
+  Forward,        // KL(target || input)
+  Reverse,        // KL(input || target)
+  JensenShannon,  // beta KL(target || m) + (1 - beta) KL(input || m) of m = beta target + (1 - beta) input
+};
+
+struct LinearKLOptions {
+  Reduction reduction = Reduction::Mean;
+  std::optional<at::Tensor> linear_bias = {};         // [C]
+  std::optional<at::Tensor> target_linear_bias = {};  // [C]
+  std::optional<at::Tensor> sample_weight = {};       // of the positions; the mask's shape
+  std::optional<at::Tensor> class_mask = {};          // true = allowed; [C], or the logits' rank, each size equal or 1
+  std::optional<at::Tensor> normalizer = {};          // 0-d; Mean and SequenceMean divide by it instead
+  Divergence kind = Divergence::Forward;
+  double beta = 0.5;                            // in [0, 1]; 0 is Forward, 1 Reverse
+  std::optional<double> softcap = {};           // of both logits
+  double temperature = 1;                       // of both logits
+  std::optional<std::int64_t> chunk_size = {};  // rows whose logits are held at once
+  std::optional<std::int64_t> max_kept = {};    // no more positions than this are unmasked
+  std::optional<at::ScalarType> dtype = {};     // of the result; by default float, double for double
+};
+
+// The divergence of the classes' probabilities by two heads, such as a student's and a teacher's.
+// input: [..., H]; linear_weight: [C, H]; target_input: [..., H']; target_linear_weight: [C, H'];
+// mask: the rank of [...], each size equal or 1.
+MASKED_LOSS_API at::Tensor linear_kl(const at::Tensor& input, const at::Tensor& linear_weight,
+                                     const at::Tensor& target_input, const at::Tensor& target_linear_weight,
+                                     const std::optional<at::Tensor>& mask = std::nullopt,
+                                     const LinearKLOptions& options = {});
+
 }  // namespace masked_loss
