@@ -187,6 +187,7 @@ class LinearKernel : public ::testing::Test {
         of_p[c] = p == 0 ? 0 : log_p[c] - log_m, of_q[c] = q == 0 ? 0 : log_q[c] - log_m;
         kl_p += p * of_p[c], kl_q += q * of_q[c];
       }
+      const double scale = 20 * tolerance * (1 + std::abs(coefficient[r]));
       const double share_p = reverse ? 1 : of_input, share_q = reverse ? 0 : of_target;
       ASSERT_NEAR(loss[r], coefficient[r] * (share_q * kl_q + share_p * kl_p),
                   20 * tolerance * (1 + std::abs(kl_p) + std::abs(kl_q)) * (1 + std::abs(coefficient[r])))
@@ -195,9 +196,8 @@ class LinearKernel : public ::testing::Test {
         const double p = std::exp(log_p[c]), q = std::exp(log_q[c]);
         const double wanted_p = forward ? p - q : share_p * p * (of_p[c] - kl_p);
         const double wanted_q = reverse ? q - p : share_q * q * (of_q[c] - kl_q);
-        ASSERT_NEAR(gradient[r * n + c], coefficient[r] * wanted_p, 20 * tolerance) << "row " << r << ", class " << c;
-        ASSERT_NEAR(target_gradient[r * n + c], coefficient[r] * wanted_q, 20 * tolerance)
-            << "row " << r << ", class " << c;
+        ASSERT_NEAR(gradient[r * n + c], coefficient[r] * wanted_p, scale) << "row " << r << ", class " << c;
+        ASSERT_NEAR(target_gradient[r * n + c], coefficient[r] * wanted_q, scale) << "row " << r << ", class " << c;
       }
     }
   }

@@ -526,6 +526,11 @@ def graphs_of(case):
     return graphs
 
 
+# What the custom functions have gradients for, by themselves or as heads.
+HEADS = ("input", "linear_weight", "linear_bias")
+FUSED = (*HEADS, "var", *(f"target_{name}" for name in HEADS))
+
+
 def ours_in(graph):
     """The calls of our ops, those that a higher-order op makes included."""
     calls = [f"{node.target} {node.args}" for node in graph.nodes if node.op == "call_function"]
@@ -602,7 +607,7 @@ class TestCompiler:
         # Gradients that were made in the forward pass are scaled, each by an op of its own.
         ops = ours_in(backward)
         scaled = any("_scale_gradient_" in op for op in ops)
-        fused = [name for name in ("input", "var", "linear_weight", "linear_bias") if name in leaves]
+        fused = [name for name in FUSED if name in leaves]
         # What fills an input that is not differentiated has no gradient but a sum.
         gradients = (len(fused) if scaled else case.op.parts[1]) if ours and fused else 0
         assert len(ops) == gradients
