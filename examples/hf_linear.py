@@ -11,27 +11,14 @@ import io
 import tempfile
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-import masked_loss
+from masked_loss.integrations.transformers import causal_lm_loss
 
 WORDS, BATCH, MICRO_BATCH, LENGTH = 128, 8, 2, 24
-
-
-def causal_lm_loss(
-    model: PreTrainedModel, labels: Tensor, num_items_in_batch: Tensor | None = None, **inputs: Tensor
-) -> Tensor:
-    """The loss of a causal language model whose labels are -100 where they do not count."""
-    hidden = model.get_decoder()(**inputs).last_hidden_state  # [B, T, H]
-    head = model.get_output_embeddings()
-    next_labels = F.pad(labels, (0, 1), value=-100)[:, 1:]
-    return masked_loss.linear_cross_entropy(
-        hidden, head.weight, next_labels, linear_bias=head.bias, normalizer=num_items_in_batch
-    )
 
 
 class LinearTrainer(Trainer):

@@ -1,0 +1,1 @@
+"""Helpers for other libraries, each in a module that imports its library."""
