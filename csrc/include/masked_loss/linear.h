@@ -57,11 +57,9 @@ MASKED_LOSS_API std::tuple<at::Tensor, at::Tensor> linear_log_prob_and_entropy(
     const at::Tensor& input, const at::Tensor& linear_weight, const at::Tensor& index,
     const std::optional<at::Tensor>& mask = std::nullopt, const LinearLogProbOptions& options = {});
 
-enum class Divergence {
-  Forward,        // KL(target || input)
-  Reverse,        // KL(input || target)
-  JensenShannon,  // beta KL(target || m) + (1 - beta) KL(input || m) of m = beta target + (1 - beta) input
-};
+// KL(target || input), KL(input || target), or beta KL(target || m) + (1 - beta) KL(input || m) of the mixture
+// m = beta target + (1 - beta) input.
+enum class Divergence { Forward, Reverse, JensenShannon };
 
 struct LinearKLOptions {
   Reduction reduction = Reduction::Mean;
