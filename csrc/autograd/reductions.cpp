@@ -11,7 +11,8 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor> plain_moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order,
                                                  at::IntArrayRef dim) {
   const at::AutoDispatchBelowADInplaceOrView below;
-  return call<MaskedMoments>(input, mask, order, dim);
+  // By their numbers: a program of AOTInductor's loses an empty list.
+  return call<MaskedMoments>(input, mask, order, wrapped_dims(MaskedMoments::name, dim, input.dim()));
 }
 
 Tensor plain_affine(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,

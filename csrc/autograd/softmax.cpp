@@ -66,8 +66,8 @@ Tensor softmax(const Tensor& given, const OptionalTensor& mask, const SoftmaxOpt
 
 Tensor logsumexp(const Tensor& given, const OptionalTensor& mask, const LogsumexpOptions& options) {
   const auto input = resolve_softmax(Logsumexp::name, given, mask, options.dim, options.causal, options.dtype);
-  const auto result = forward<LogsumexpForward, LogsumexpFunction, composite_logsumexp>(
-      input, mask, LogsumexpSlices{options.dim, options.causal});
+  const auto result =
+      forward<LogsumexpForward, LogsumexpFunction, composite_logsumexp>(input, mask, logsumexp_slices(input, options));
   return reduced_logsumexp(result, input, options);
 }
 

@@ -13,7 +13,6 @@ LinearOptions linear_options(const LinearLogProbOptions& options, LinearKind kin
   return {.loss = {.reduction = Reduction::None,
                    .linear_bias = options.linear_bias,
                    .class_mask = options.class_mask,
-                   .ignore_index = {},
                    .softcap = options.softcap,
                    .temperature = options.temperature,
                    .chunk_size = options.chunk_size,
@@ -109,17 +108,12 @@ RowArguments check_linear(const Tensor& input, const Tensor& linear_weight, cons
   check_loss_options(op, options.reduction, options.label_smoothing, options.z_loss);
   check_linear_options(op, input, options);
   const auto classes = linear_weight.sym_size(0);
-  RowArguments arguments{op,
-                         target,
-                         mask,
-                         options.weight,
-                         options.sample_weight,
-                         options.class_mask,
-                         options.ignore_index,
-                         input.dim() - 1,
-                         classes,
-                         /*probabilities=*/false,
-                         target_name};
+  RowArguments arguments{
+      op, target, mask, options.weight, options.sample_weight, options.class_mask,
+      // Not by an empty list among the options, which a program of AOTInductor's loses.
+      given.kind == LinearKind::CrossEntropy ? at::IntArrayRef(options.ignore_index) : at::IntArrayRef(),
+      input.dim() - 1, classes,
+      /*probabilities=*/false, target_name};
   check_linear_rows(arguments, input, classes);
   check_no_grad(op, "weight", options.weight);
   return arguments;

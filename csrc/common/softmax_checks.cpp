@@ -40,6 +40,11 @@ at::DimVector check_softmax(const char* op, const Tensor& input, const OptionalT
   return dims;
 }
 
+LogsumexpSlices logsumexp_slices(const Tensor& input, const LogsumexpOptions& options) {
+  const auto dims = wrapped_dims(Logsumexp::name, options.dim, input.dim());
+  return {{dims.begin(), dims.end()}, options.causal};
+}
+
 void check_softmax_grad(const char* op, const Tensor& grad, const Tensor& result) {
   check_device(op, "grad", grad, "result", result);
   TORCH_CHECK(grad.sizes() == result.sizes() && grad.scalar_type() == result.scalar_type(), op,

@@ -42,6 +42,8 @@ inline auto fields(const LogsumexpSlices& options) {
   return std::tie(dim, causal);
 }
 inline constexpr auto kLogsumexpSlicesArguments = "int[] dim, bool causal";
+// With every dimension by its number: a program of AOTInductor's loses an empty list.
+LogsumexpSlices logsumexp_slices(const Tensor& input, const LogsumexpOptions& options);
 
 template <SoftmaxKind kind>
 struct SoftmaxOp : OpWithOptions<SoftmaxOptions, Tensor, const Tensor&, const OptionalTensor&> {

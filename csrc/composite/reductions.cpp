@@ -153,7 +153,8 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> moments(const Tensor& input, const OptionalTensor& mask, std::int64_t order,
                                            at::IntArrayRef dim) {
-  return call<MaskedMoments>(input, mask, order, dim);
+  // By their numbers: a program of AOTInductor's loses an empty list.
+  return call<MaskedMoments>(input, mask, order, wrapped_dims(MaskedMoments::name, dim, input.dim()));
 }
 
 Tensor affine(const Tensor& scale, const OptionalTensor& input, const OptionalTensor& mean,

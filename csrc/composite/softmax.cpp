@@ -113,8 +113,7 @@ Tensor softmax(const Tensor& given, const OptionalTensor& mask, const SoftmaxOpt
 
 Tensor logsumexp(const Tensor& given, const OptionalTensor& mask, const LogsumexpOptions& options) {
   const auto input = resolve_softmax(Logsumexp::name, given, mask, options.dim, options.causal, options.dtype);
-  return reduced_logsumexp(call<LogsumexpForward>(input, mask, LogsumexpSlices{options.dim, options.causal}), input,
-                           options);
+  return reduced_logsumexp(call<LogsumexpForward>(input, mask, logsumexp_slices(input, options)), input, options);
 }
 
 void implement(torch::Library& m) {

@@ -32,6 +32,7 @@ LENGTHS = {
     "nothing kept": [[[0], [0]], [[0, 0]]],
 }
 MICRO_BATCHES = 3  # at most
+KINDS = [f"{way}{loss}" for way in ("DDP", "FSDP2", "summed") for loss in ("", " linear")]
 
 
 def class_weight():
@@ -62,9 +63,25 @@ def micro_batches(lengths, process):
         yield tokens, target, sequence_mask(torch.tensor(sizes), T)
 
 
-def model():
+class Logits(nn.Sequential):
+    """A model whose loss is that of its logits."""
+
+    def forward(self, tokens, target, mask, **options):
+        return cross_entropy(super().forward(tokens), target, mask, dim=-1, **options)
+
+
+class Hidden(nn.Sequential):
+    """The same without logits: the head's weights are those of the forward pass, whole and here."""
+
+    def forward(self, tokens, target, mask, **options):
+        embedding, head = self
+        options |= dict(linear_bias=head.bias, chunk_size=5)
+        return masked_loss.linear_cross_entropy(embedding(tokens), head.weight, target, mask, **options)
+
+
+def model(of=Logits):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Embedding(C, H), nn.Linear(H, C)).double()
+    return of(nn.Embedding(C, H), nn.Linear(H, C)).double()
 
 
 def gradients(module):
@@ -73,22 +90,24 @@ def gradients(module):
 
 def wrapped(kind):
     """The model in parallel, and what says before each micro-batch whether gradients are exchanged after it."""
-    if kind == "DDP":
-        parallel = nn.parallel.DistributedDataParallel(model())
+    of = Hidden if "linear" in kind else Logits
+    if "DDP" in kind:
+        parallel = nn.parallel.DistributedDataParallel(model(of))
         return parallel, lambda last: contextlib.nullcontext() if last else parallel.no_sync()
-    if kind == "FSDP2":
+    if "FSDP2" in kind:
         mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
-        sharded = model()
-        dist.fsdp.fully_shard(sharded[1], mesh=mesh)
+        sharded = model(of)
+        if of is Logits:  # a module of its own has its weights while it is called, and not when others ask for them
+            dist.fsdp.fully_shard(sharded[1], mesh=mesh)
         dist.fsdp.fully_shard(sharded, mesh=mesh)
         return sharded, lambda last: contextlib.nullcontext(sharded.set_requires_gradient_sync(last))
-    return model(), lambda last: contextlib.nullcontext()
+    return model(of), lambda last: contextlib.nullcontext()
 
 
 def gradient_of_a_step(kind, process, lengths, options, naive=False):
     parallel, exchange = wrapped(kind)
     batches = list(micro_batches(lengths, process))
-    if kind == "FSDP2":
+    if "FSDP2" in kind:
         # Its processes gather the parameters for each micro-batch: who has fewer goes on with nothing kept.
         tokens, target, mask = batches[0]
         batches += [(tokens, target, mask & False)] * (MICRO_BATCHES - len(batches))
@@ -96,13 +115,13 @@ def gradient_of_a_step(kind, process, lengths, options, naive=False):
     for tokens, target, mask in batches:
         counted = {name: value for name, value in OPTIONS[options](tokens).items() if name != "label_smoothing"}
         count += loss_normalizer(target, mask, **counted)
-    normalizer = None if naive else global_normalizer(count, averaged_gradients=kind != "summed")
+    normalizer = None if naive else global_normalizer(count, averaged_gradients="summed" not in kind)
     for i, (tokens, target, mask) in enumerate(batches):
         with exchange(i == len(batches) - 1):
             arguments = OPTIONS[options](tokens)
-            loss = cross_entropy(parallel(tokens), target, mask, normalizer=normalizer, dim=-1, **arguments)
+            loss = parallel(tokens, target, mask, normalizer=normalizer, **arguments)
             (loss / len(batches) if naive else loss).backward()
-    if kind == "summed":
+    if "summed" in kind:
         for parameter in parallel.parameters():
             dist.all_reduce(parameter.grad)
     return gradients(parallel)
@@ -147,7 +166,7 @@ def work(process, folder):
         "gloo", init_method=f"file://{folder}/meeting-point", rank=process, world_size=2, timeout=timedelta(minutes=5)
     )
     results = {"counts": counts(process)}
-    for kind in ("DDP", "FSDP2", "summed"):
+    for kind in KINDS:
         for problem in problems():
             results[(kind, *problem)] = gradient_of_a_step(kind, process, *problem)
     for kind in ("DDP", "FSDP2"):
@@ -168,7 +187,8 @@ def gradient_of_the_big_batch(lengths, options):
     batches = [batch for process in range(2) for batch in micro_batches(lengths, process)]
     tokens, target, mask = (torch.cat(parts) for parts in zip(*batches, strict=True))
     single = model()
-    reference.cross_entropy(single(tokens), target, mask, dim=-1, **OPTIONS[options](tokens)).backward()
+    logits = nn.Sequential.forward(single, tokens)
+    reference.cross_entropy(logits, target, mask, dim=-1, **OPTIONS[options](tokens)).backward()
     return gradients(single)
 
 
@@ -179,7 +199,7 @@ def difference(ours, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("lengths", "options"), problems())
-@pytest.mark.parametrize("kind", ["DDP", "FSDP2", "summed"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_gradient_is_that_of_the_big_batch(results, kind, lengths, options):
     expected = gradient_of_the_big_batch(lengths, options)
     for process in results:
@@ -287,6 +307,9 @@ def test_dtensor_is_refused_with_a_way_out(one_process):
     calls = {
         "cross_entropy: expected input": lambda: cross_entropy(spread(x), target, mask),
         "cross_entropy: expected target": lambda: cross_entropy(x, spread(target), mask),
+        "linear_cross_entropy: expected linear_weight": lambda: masked_loss.linear_cross_entropy(
+            torch.randn(4, H), spread(torch.randn(C, H)), target, mask
+        ),
         "mse_loss: expected mask": lambda: masked_loss.mse_loss(x[:, 0], x[:, 0], spread(mask)),
         "softmax: expected input": lambda: masked_loss.softmax(spread(x)),
         "masked_mean: expected input": lambda: masked_loss.masked_mean(spread(x)),
