@@ -555,6 +555,8 @@ KEPT = [
     *in_programs(FIRST_DIFFERENTIABLE, "inductor", marks=lambda case: [pytest.mark.thorough]),
 ]
 
+SLOWLY_COMPILED = ("jacrev", "jacfwd", "hessian")
+
 
 @contextlib.contextmanager
 def no_default_device():
@@ -592,7 +594,9 @@ class TestCompiler:
             assert_close(compiled(**arguments), case.op.function(**arguments))
 
     @every_program
-    @pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
+    @pytest.mark.parametrize(
+        "dynamic", [None, pytest.param(True, marks=pytest.mark.thorough)], ids=["automatic", "dynamic"]
+    )
     def test_another_size_is_no_other_program(self, case, dynamic, fresh_compiler):
         """Compiled for one size, then for every one, or for every one at once; the eager numbers each time."""
         compiled = torch.compile(case.op.function, backend="aot_eager", fullgraph=True, dynamic=dynamic)
@@ -655,25 +659,27 @@ class TestCompiler:
                     assert donated and "donated" in str(error)
 
     @first_differentiable_programs
-    def test_transforms_compiled(self, case, fresh_compiler):
+    @pytest.mark.parametrize(
+        "name", ["grad", "vjp", "jvp", *(pytest.param(n, marks=pytest.mark.thorough) for n in SLOWLY_COMPILED)]
+    )
+    def test_transforms_compiled(self, case, name, fresh_compiler):
         problem = Problem(case, torch.float32, curved=True)
         leaves = tuple(leaf.detach() for leaf in problem.leaves)
 
         def weighed(*leaves):
             return (problem.function(*leaves) * problem.upstream).sum()
 
-        transformed = {
+        function = {
             "grad": torch.func.grad(weighed),
             "vjp": lambda *leaves: torch.func.vjp(problem.function, *leaves)[1](problem.upstream),
             "jvp": lambda *leaves: torch.func.jvp(problem.function, leaves, problem.directions),
             "jacrev": torch.func.jacrev(problem.function),
             "jacfwd": torch.func.jacfwd(problem.function),
             "hessian": torch.func.hessian(weighed),
-        }
+        }[name]
         with no_default_device():
-            for function in transformed.values():
-                compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
-                assert_close(compiled(*leaves), function(*leaves))
+            compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+            assert_close(compiled(*leaves), function(*leaves))
 
     @pytest.mark.parametrize("case", in_programs(case for case in FIRST if case in WITH_TENSORS), ids=str)
     def test_vmap_compiled(self, case, fresh_compiler):
