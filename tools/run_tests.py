@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,36 +51,44 @@ def steps(only_fast, pytest_arguments):
 
 
 def run(step):
-    """Whether it passed, the seconds it took, and its last line that says so; what it prints is printed."""
+    """The step, whether it passed, the seconds it took, and its last line that says so; what it prints is printed."""
     print(f"== {step.name}: {step.what}", flush=True)
-    start, summary = time.monotonic(), ""
+    start, summary, printed = time.monotonic(), "", [f"== {step.name} printed:\n"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if step.name == "pytest" else os.environ
     process = subprocess.Popen(
         [str(word) for word in step.command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         errors="replace", cwd=ROOT, env=environment,
     )  # fmt: skip
     for line in process.stdout:
-        print(line, end="", flush=True)
+        if step.is_fast:
+            print(line, end="", flush=True)
+        else:  # another one prints at the same time
+            printed.append(line)
         if re.search(r"\b(passed|PASSED|failed|FAILED|skipped|compiled)\b", line):
             summary = line.strip(" =\n")
-    return process.wait() == 0, time.monotonic() - start, summary
+    passed = process.wait() == 0
+    if not step.is_fast:
+        print("".join(printed), end="", flush=True)
+    return step, passed, time.monotonic() - start, summary
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tier", choices=["fast", "all"])
     only_fast = parser.parse_args().tier == "fast"
-    results = []
     every = steps(only_fast, shlex.split(os.environ.get("PYTEST_ARGS", "")))
-    for step in every:
-        if step.is_fast or not only_fast:
-            results.append((step, *run(step)))
+    left = [step for step in every if not step.is_fast]
+    results = [run(step) for step in every if step.is_fast]
+    if not only_fast:
+        # Each has parts that keep but one core busy, or the network.
+        with ThreadPoolExecutor(2) as pool:
+            results += pool.map(run, left)
     print("== Summary")
     for step, passed, seconds, summary in results:
         print(f"{step.name:13}{'passed' if passed else 'FAILED'} in {seconds:.0f} s  {summary}")
     if only_fast:
-        left = [f"{step.name} ({step.what})" for step in every if not step.is_fast]
-        print("Left to `make test-all`: the tests that pytest named above; " + ", ".join(left))
+        names = ", ".join(f"{step.name} ({step.what})" for step in left)
+        print(f"Left to `make test-all`: the tests that pytest named above; {names}")
     return not all(passed for _, passed, *_ in results)
 
 

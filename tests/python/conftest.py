@@ -32,6 +32,8 @@ def pytest_configure(config):
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         config.programs = tempfile.TemporaryDirectory(prefix="masked_loss_inductor_", ignore_cleanup_errors=True)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.programs.name
+    # A compiler that starts processes of its own would only wait for pytest-xdist's.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     if device != "cpu":
         backends.require(device)
         torch.set_default_device(device)

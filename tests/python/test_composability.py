@@ -60,27 +60,35 @@ every_case = pytest.mark.parametrize("case", EVERY, ids=str)
 every_differentiable_case = pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
 
 
+def kind_of(argument):
+    """What an op's schema distinguishes, and a program of it is made for: absent, a tensor, a list, a number."""
+    return type(argument).__name__
+
+
 def program_of(case):
-    """The ops of ours that a forward and a backward pass call; the op itself where it is made of torch's alone."""
+    """The ops of ours that a forward and a backward pass call, and of which kinds their arguments are."""
     calls = []
     with InnerCalls(calls):
         result = case.op.function(**case.arguments(torch.float32))
         if result.requires_grad:
             result.backward(torch.ones_like(result))
-    return tuple(op for op, *_ in calls) or case.op.name
+    # One that is made of torch's ops alone is a program of its own.
+    ops = tuple(op for op, *_ in calls) or case.op.name
+    return ops, str([tree_map(kind_of, rest) for _, *rest in calls])
 
 
 PROGRAMS = {str(case): program_of(case) for case in EVERY}
 
 
 def in_programs(cases, *rest, marks=lambda case: ()):
-    """For tests that compile: of cases that are alike to a compiler, in their ops, all but the first are thorough."""
+    """For tests that compile: the first case of each program; where an earlier one has its ops, it is thorough."""
     seen, parameters = set(), []
     for case in cases:
-        program = PROGRAMS[str(case)]
-        thorough = [pytest.mark.thorough] if program in seen else []
-        parameters.append(pytest.param(case, *rest, marks=[*thorough, *marks(case)]))
-        seen.add(program)
+        ops, kinds = PROGRAMS[str(case)]
+        if (ops, kinds) not in seen:
+            thorough = [pytest.mark.thorough] if ops in seen else []
+            parameters.append(pytest.param(case, *rest, marks=[*thorough, *marks(case)]))
+        seen |= {ops, (ops, kinds)}
     return parameters
 
 
@@ -418,11 +426,18 @@ class TestTransforms:
         result, tangent = torch.func.jvp(problem.function, leaves, problem.directions)
         assert_close(result, value)
         assert_close((tangent * problem.upstream).sum(), dot(expected, problem.directions))
-        _, linear = torch.func.linearize(problem.function, *leaves)
-        assert_close(linear(*problem.directions), tangent)
         jacobians = jacobian(problem.reference, leaves)
         assert_close(torch.func.jacrev(problem.function, numbers)(*leaves), jacobians)
         assert_close(torch.func.jacfwd(problem.function, numbers)(*leaves), jacobians)
+
+    @pytest.mark.parametrize("case", FIRST_DIFFERENTIABLE, ids=str)
+    def test_linearize(self, case):
+        problem = Problem(case, curved=True)
+        leaves = tuple(leaf.detach() for leaf in problem.leaves)
+        value, tangent = torch.func.jvp(problem.function, leaves, problem.directions)
+        result, linear = torch.func.linearize(problem.function, *leaves)
+        assert_close(result, value)
+        assert_close(linear(*problem.directions), tangent)
 
     @every_differentiable_case
     def test_second_derivatives(self, case):
@@ -502,16 +517,6 @@ def per_sample_problem(case, dtype=torch.float64):
     return gradient, {name: parameter.detach() for name, parameter in model.named_parameters()}, batch
 
 
-def assert_compiles(case, **options):
-    """The eager numbers with and without a graph."""
-    arguments = case.arguments(torch.float32)
-    upstream = upstream_of(case, arguments)
-    compiled = torch.compile(case.op.function, fullgraph=True, **options)
-    assert_close(outcome(compiled, arguments, upstream), outcome(case.op.function, arguments, upstream))
-    with torch.no_grad():
-        assert_close(compiled(**arguments), case.op.function(**arguments))
-
-
 def graphs_of(case):
     """The forward and the backward graph that a compiler is given."""
     graphs = []
@@ -550,7 +555,12 @@ def dynamic_shapes_of(case):
     return {name: of(small[name], large[name]) for name in small}
 
 
-KEPT = in_programs(DIFFERENTIABLE, "aot_eager") + in_programs(FIRST_DIFFERENTIABLE, "inductor")
+KEPT = [
+    *in_programs(DIFFERENTIABLE, "aot_eager"),
+    *in_programs(FIRST_DIFFERENTIABLE, "inductor", marks=lambda case: [pytest.mark.thorough]),
+]
+
+SLOWLY_COMPILED = ("jacrev", "jacfwd", "hessian")
 
 
 @contextlib.contextmanager
@@ -575,19 +585,25 @@ class Program(nn.Module):
 
 
 class TestCompiler:
-    @every_program
-    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-    def test_aot_eager(self, case, dynamic, fresh_compiler):
-        assert_compiles(case, backend="aot_eager", dynamic=dynamic)
-
     @first_programs
-    @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+    @pytest.mark.parametrize(
+        "dynamic", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["static", "dynamic"]
+    )
     def test_inductor(self, case, dynamic, fresh_compiler):
-        assert_compiles(case, backend="inductor", dynamic=dynamic)
+        """The eager numbers with and without a graph."""
+        arguments = case.arguments(torch.float32)
+        upstream = upstream_of(case, arguments)
+        compiled = torch.compile(case.op.function, backend="inductor", fullgraph=True, dynamic=dynamic)
+        assert_close(outcome(compiled, arguments, upstream), outcome(case.op.function, arguments, upstream))
+        with torch.no_grad():
+            assert_close(compiled(**arguments), case.op.function(**arguments))
 
     @every_program
-    @pytest.mark.parametrize("dynamic", [None, True], ids=["automatic", "dynamic"])
+    @pytest.mark.parametrize(
+        "dynamic", [None, pytest.param(True, marks=pytest.mark.thorough)], ids=["automatic", "dynamic"]
+    )
     def test_another_size_is_no_other_program(self, case, dynamic, fresh_compiler):
+        """Compiled for one size, then for every one, or for every one at once; the eager numbers each time."""
         compiled = torch.compile(case.op.function, backend="aot_eager", fullgraph=True, dynamic=dynamic)
         # Where it has not been told, the compiler learns from the second size that there are others.
         first = 1 if dynamic else 2
@@ -597,6 +613,8 @@ class TestCompiler:
             with torch._dynamo.config.patch(error_on_recompile=number >= first):
                 ours = outcome(compiled, arguments, upstream)
             assert_close(ours, outcome(case.op.function, arguments, upstream))
+        with torch.no_grad():
+            assert_close(compiled(**arguments), case.op.function(**arguments))
 
     @every_differentiable_program
     def test_the_graphs_have_no_more_ops_than_it_takes(self, case, fresh_compiler):
@@ -646,25 +664,27 @@ class TestCompiler:
                     assert donated and "donated" in str(error)
 
     @first_differentiable_programs
-    def test_transforms_compiled(self, case, fresh_compiler):
+    @pytest.mark.parametrize(
+        "name", ["grad", "vjp", "jvp", *(pytest.param(n, marks=pytest.mark.thorough) for n in SLOWLY_COMPILED)]
+    )
+    def test_transforms_compiled(self, case, name, fresh_compiler):
         problem = Problem(case, torch.float32, curved=True)
         leaves = tuple(leaf.detach() for leaf in problem.leaves)
 
         def weighed(*leaves):
             return (problem.function(*leaves) * problem.upstream).sum()
 
-        transformed = {
+        function = {
             "grad": torch.func.grad(weighed),
             "vjp": lambda *leaves: torch.func.vjp(problem.function, *leaves)[1](problem.upstream),
             "jvp": lambda *leaves: torch.func.jvp(problem.function, leaves, problem.directions),
             "jacrev": torch.func.jacrev(problem.function),
             "jacfwd": torch.func.jacfwd(problem.function),
             "hessian": torch.func.hessian(weighed),
-        }
+        }[name]
         with no_default_device():
-            for function in transformed.values():
-                compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
-                assert_close(compiled(*leaves), function(*leaves))
+            compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+            assert_close(compiled(*leaves), function(*leaves))
 
     @pytest.mark.parametrize("case", in_programs(case for case in FIRST if case in WITH_TENSORS), ids=str)
     def test_vmap_compiled(self, case, fresh_compiler):
@@ -840,7 +860,7 @@ class TestAutocast:
         self.check(case, arguments, half, paths.tangents(), Paths(case, exact).dual().tangent)
 
     @pytest.mark.parametrize("case", in_programs(case for case in AUTOCAST if case in FIRST), ids=str)
-    @pytest.mark.parametrize(("dtype", "half"), SQUARE, ids=name_of)
+    @pytest.mark.parametrize(("dtype", "half"), EACH, ids=name_of)
     def test_compiled(self, case, dtype, half, fresh_compiler):
         arguments = case.arguments(dtype)
         self.check(case, arguments, half, Paths(case, arguments).compiled(), case.op.reference(**in_double(arguments)))

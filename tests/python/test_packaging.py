@@ -74,7 +74,7 @@ def options_for(kind, request):
 @pytest.mark.parametrize("kind", ["wheel", "environment", "standalone", "subdirectory"])
 def test_cpp_consumer(kind, request, torchscript):
     build = BUILD / kind
-    build_project(CONSUMER, build, **options_for(kind, request))
+    build_project(CONSUMER, build, "train", "run_torchscript", **options_for(kind, request))
 
     # Links the ops, calls nothing: the very numbers that Python prints.
     path, expected = torchscript
