@@ -81,17 +81,8 @@ RowArguments check_linear(const Tensor& input, const Tensor& linear_weight, cons
   TORCH_CHECK_VALUE(options.max_kept.value_or(0) >= 0, op, ": expected max_kept of at least 0, got ",
                     options.max_kept.value_or(0));
   check_normalizer(op, options.normalizer, options.reduction, input);
-  RowArguments arguments{op,
-                         target,
-                         mask,
-                         options.weight,
-                         options.sample_weight,
-                         options.class_mask,
-                         options.ignore_index,
-                         input.dim() - 1,
-                         classes,
-                         /*probabilities=*/false,
-                         target_name};
+  auto arguments = row_arguments(op, target, mask, options, input.dim() - 1, classes);
+  arguments.target_name = target_name;
   c10::SymDimVector logits(rows.begin(), rows.end());
   logits.push_back(classes);
   check_row_arguments(arguments, logits);
