@@ -123,9 +123,8 @@ RowArguments check_cross_entropy(const Tensor& input, const Tensor& target, cons
     }
   }
   check_normalizer(op, options.normalizer, options.reduction, input);
-  RowArguments arguments{
-      op,  target,     mask,         options.weight, options.sample_weight, options.class_mask, options.ignore_index,
-      dim, sizes[dim], probabilities};
+  auto arguments = row_arguments(op, target, mask, options, dim, sizes[dim]);
+  arguments.probabilities = probabilities;
   check_row_arguments(arguments, sizes);
   // With class probabilities torch has a gradient for the weights of the classes, and so do we.
   if (!probabilities) check_no_grad(op, "weight", options.weight);
@@ -175,25 +174,18 @@ RowArguments check_loss_normalizer(const Tensor& target, const OptionalTensor& m
                                    const LossNormalizerOptions& options) {
   constexpr auto op = "loss_normalizer";
   check_layout(op, "target", target);
-  RowArguments arguments{op,
-                         target,
-                         mask,
-                         options.weight,
-                         options.sample_weight,
-                         options.class_mask,
-                         options.ignore_index,
-                         class_dim(op, options.dim, target.dim() + 1),
-                         std::nullopt};
+  const auto dim = class_dim(op, options.dim, target.dim() + 1);
+  auto arguments = row_arguments(op, target, mask, options, dim, std::nullopt);
   const auto& class_mask = options.class_mask;
   if (options.weight && options.weight->dim() == 1) {
     arguments.classes = options.weight->sym_size(0);
   } else if (class_mask && class_mask->dim() == 1 && target.dim() != 0) {
     arguments.classes = class_mask->sym_size(0);
-  } else if (class_mask && class_mask->dim() == target.dim() + 1 && !is_one(class_mask->sym_size(arguments.dim))) {
-    arguments.classes = class_mask->sym_size(arguments.dim);  // a size of 1 is for any number of classes
+  } else if (class_mask && class_mask->dim() == target.dim() + 1 && !is_one(class_mask->sym_size(dim))) {
+    arguments.classes = class_mask->sym_size(dim);  // a size of 1 is for any number of classes
   }
   c10::SymDimVector sizes(target.sym_sizes().begin(), target.sym_sizes().end());
-  sizes.insert(sizes.begin() + arguments.dim, arguments.classes.value_or(1));
+  sizes.insert(sizes.begin() + dim, arguments.classes.value_or(1));
   check_row_arguments(arguments, sizes);
   return arguments;
 }

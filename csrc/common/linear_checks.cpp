@@ -108,12 +108,10 @@ RowArguments check_linear(const Tensor& input, const Tensor& linear_weight, cons
   check_loss_options(op, options.reduction, options.label_smoothing, options.z_loss);
   check_linear_options(op, input, options);
   const auto classes = linear_weight.sym_size(0);
-  RowArguments arguments{
-      op, target, mask, options.weight, options.sample_weight, options.class_mask,
-      // Not by an empty list among the options, which a program of AOTInductor's loses.
-      given.kind == LinearKind::CrossEntropy ? at::IntArrayRef(options.ignore_index) : at::IntArrayRef(),
-      input.dim() - 1, classes,
-      /*probabilities=*/false, target_name};
+  auto arguments = row_arguments(op, target, mask, options, input.dim() - 1, classes);
+  // Not by an empty list among the options, which a program of AOTInductor's loses.
+  if (given.kind != LinearKind::CrossEntropy) arguments.ignore_index = {};
+  arguments.target_name = target_name;
   check_linear_rows(arguments, input, classes);
   check_no_grad(op, "weight", options.weight);
   return arguments;

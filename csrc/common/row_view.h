@@ -23,6 +23,21 @@ struct RowArguments {
   const char* target_name = "target";
 };
 
+// Of the options that a loss of any kind has.
+template <class Options>
+RowArguments row_arguments(const char* op, const Tensor& target, const OptionalTensor& mask, const Options& options,
+                           std::int64_t dim, std::optional<c10::SymInt> classes) {
+  return {op,
+          target,
+          mask,
+          options.weight,
+          options.sample_weight,
+          options.class_mask,
+          options.ignore_index,
+          dim,
+          std::move(classes)};
+}
+
 // The target's shape, without `dim` where it holds probabilities.
 at::DimVector row_sizes(const RowArguments& rows);
 c10::SymDimVector sym_row_sizes(const RowArguments& rows);

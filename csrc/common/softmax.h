@@ -38,7 +38,7 @@ enum class SoftmaxPass { Softmax, LogSoftmax, Logsumexp, SoftmaxBackward, LogSof
 // one they are computed in.
 template <class T, class A>
 struct SoftmaxWork {
-  Rows<4> rows;  // offsets of input, grad, result and mask
+  Rows<4> rows;  // offsets of input, result, mask and grad
   std::int64_t classes;
   std::int64_t queries;  // row r keeps its first r % queries + 1 classes; 0: all
   Quotient by_queries;

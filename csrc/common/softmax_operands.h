@@ -45,10 +45,10 @@ struct SoftmaxOperands {
     work.queries = causal ? input.size(-2) : 0;
     if (work.queries > 0) work.by_queries = Quotient(work.queries);
     work.input = static_cast<const T*>(line(input, 0, work.input_stride));
-    work.grad = static_cast<const T*>(line(grad, 1, work.grad_stride));
-    line(result, 2, work.result_stride);
+    work.grad = static_cast<const T*>(line(grad, 3, work.grad_stride));
+    line(result, 1, work.result_stride);
     if (result.defined()) work.result = static_cast<T*>(result.mutable_data_ptr());
-    work.mask = static_cast<const std::uint8_t*>(line(mask.value_or(Tensor()), 3, work.mask_stride));
+    work.mask = static_cast<const std::uint8_t*>(line(mask.value_or(Tensor()), 2, work.mask_stride));
     at::DimVector sizes(input.sizes());
     sizes.erase(sizes.begin() + dim);
     work.rows = make_rows<4>(sizes, strides);

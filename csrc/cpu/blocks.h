@@ -11,7 +11,7 @@ namespace {
 // Vectors of the elements x, or of a part of one at the end: take(vector, position, lanes). Half types give two at
 // once.
 template <class A, class T, class Take>
-void for_vectors(const T* x, std::int64_t n, const Take& take) {
+C10_ALWAYS_INLINE void for_vectors(const T* x, std::int64_t n, const Take& take) {
   using V = Vectorized<A>;
   constexpr std::int64_t size = V::size();
   std::int64_t i = 0;
@@ -58,7 +58,7 @@ const A* load_block(const T* x, const std::uint8_t* allowed, std::int64_t n, A* 
 
 // NaN may be lost: the exponentials have it.
 template <class A>
-A max_of(const A* x, std::int64_t n) {
+C10_ALWAYS_INLINE A max_of(const A* x, std::int64_t n) {
   using V = Vectorized<A>;
   const V lowest(std::numeric_limits<A>::lowest());
   V max0 = lowest, max1 = lowest, max2 = lowest, max3 = lowest;
@@ -70,7 +70,7 @@ A max_of(const A* x, std::int64_t n) {
     max3 = larger(V::loadu(x + i + 3 * V::size()), max3);
   }
   for (; i + V::size() <= n; i += V::size()) max0 = larger(V::loadu(x + i), max0);
-  if (i < n) max1 = larger(V::set(lowest, V::loadu(x + i, n - i), n - i), max1);
+  if (i < n) max1 = larger(first_lanes(V::loadu(x + i, n - i), n - i, lowest), max1);
   return max_lanes(larger(larger(max0, max1), larger(max2, max3)));
 }
 

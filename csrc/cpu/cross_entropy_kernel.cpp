@@ -57,8 +57,9 @@ class CrossEntropyProgram : public RowProgram<T, A> {
   template <class Block, int rows>
   void visit(const Block& block, State<rows>& state) const {
     if constexpr (mode != CrossEntropyMode::Backward) block.raise(state.max, state.sum);
-    if (smooths_) sum_classes<false>(block, state.max, state.smoothing);
-    if (has_probabilities_) sum_classes<true>(block, state.max, state.target);
+    if (smooths_ || has_probabilities_) {
+      block.mask() ? sum_classes<true>(block, state) : sum_classes<false>(block, state);
+    }
     if constexpr (mode != CrossEntropyMode::Backward) add_softmax(block, state);
   }
 
@@ -96,12 +97,18 @@ class CrossEntropyProgram : public RowProgram<T, A> {
  private:
   // What label smoothing sums over a block, or, with probabilities, their cost; shifted by the maximum so that large
   // logits lose no digits.
-  template <bool of_probabilities, class Block>
+  template <bool masked, class Block, int rows>
+  C10_NOINLINE void sum_classes(const Block& block, State<rows>& state) const {
+    if (smooths_) sum_classes<masked, false>(block, state.max, state.smoothing);
+    if (has_probabilities_) sum_classes<masked, true>(block, state.max, state.target);
+  }
+
+  template <bool masked, bool of_probabilities, class Block>
   void sum_classes(const Block& block, const A* max, ClassSums* sums) const {
     constexpr bool sums_logits = mode != CrossEntropyMode::Backward;
     alignas(64) A logits[Block::kRows], weights[Block::kRows], classes[Block::kRows];
     for (A* column : {logits, weights, classes}) std::fill(column, column + block.width(), A(0));
-    block.template add<3>({logits, weights, classes}, [&](auto row) {
+    block.template add<masked ? 3 : 2>({logits, weights, classes}, [&](auto row) {
       return [x = block.input(), q = block.second(), class_weight = block.of_class(work_.weight), mask = block.mask(),
               weighs = work_.weight != nullptr, shift = row(max)](auto at) {
         const V zero(0), one(1);
@@ -110,7 +117,7 @@ class CrossEntropyProgram : public RowProgram<T, A> {
         if constexpr (of_probabilities) {
           const V probability = q(at);
           w = w * probability;
-          if (mask) counted = mask(at, zero, V::blendv(zero, one, probability > zero));
+          if (masked) counted = mask(at, zero, V::blendv(zero, one, probability > zero));
         } else {
           counted = mask(at, one, zero);
         }
@@ -121,7 +128,7 @@ class CrossEntropyProgram : public RowProgram<T, A> {
     });
     for (std::int64_t w = 0; w < block.width(); ++w) {
       const double weight(weights[w]);
-      const auto counted = static_cast<std::int64_t>(classes[w]);
+      const auto counted = masked ? static_cast<std::int64_t>(classes[w]) : of_probabilities ? 0 : block.n_;
       if (counted == 0 && !of_probabilities) continue;
       sums[w] = sums[w] + ClassSums{double(logits[w]) + (sums_logits ? double(max[w]) * weight : 0), weight, counted};
     }
@@ -196,10 +203,10 @@ struct CrossEntropyPrograms {
   static RowOperands<T> operands(const Work& work) {
     return {.rows = work.rows,
             .classes = work.classes,
-            .input = {work.logits, work.logits_stride, 0},
-            .second = {work.probabilities, work.probabilities_stride, 3},
-            .output = {work.gradient, work.gradient_stride, 1},
-            .mask = {work.class_mask, work.class_mask_stride, 2},
+            .input = {work.logits, work.logits_stride},
+            .output = {work.gradient, work.gradient_stride},
+            .mask = {work.class_mask, work.class_mask_stride},
+            .second = {work.probabilities, work.probabilities_stride},
             .listed = work.listed,
             .count = work.count()};
   }

@@ -165,10 +165,10 @@ struct LinearPrograms {
   static RowOperands<A> operands(const Work& work) {
     return {.rows = work.rows,
             .classes = work.classes,
-            .input = {work.logits, 1, 0},
-            .second = {nullptr, 1, 3},
-            .output = {work.gradient, 1, 1},
-            .mask = {work.class_mask, 1, 2}};
+            .input = {work.logits, 1},
+            .output = {work.gradient, 1},
+            .mask = {work.class_mask, 1},
+            .second = {nullptr, 1}};
   }
 
   template <class Body>

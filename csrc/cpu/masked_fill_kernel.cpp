@@ -22,10 +22,10 @@ void set(char* out, std::int64_t n, bool past_cache, const T* from, const Value&
   std::int64_t i = 0;
   if (past_cache && before % sizeof(T) == 0) {
     constexpr std::int64_t block = 8192 / sizeof(T);
-    const auto ahead = from == nullptr ? Ahead() : Ahead(from + block, block);
+    const auto ahead = from == nullptr ? Ahead() : Ahead{from + block, 8192};
     for (const auto head = std::min<std::int64_t>(n, before / sizeof(T)); i < head; ++i) to[i] = value(i);
     for (; i + size <= n; i += size) {
-      ahead.fetch(i, size);
+      ahead.fetch(i * std::int64_t(sizeof(T)), 64);
       T line[size];
       for (std::int64_t k = 0; k < size; ++k) line[k] = value(i + k);
       store_line_past_cache(reinterpret_cast<char*>(to + i), reinterpret_cast<const char*>(line));

@@ -145,11 +145,11 @@ void store_gradient(const PointwiseWork<A>& work, void* gradient, std::int64_t b
 }
 
 // What the block that begins there and the next one read of an operand, where it lies side by side.
-inline Ahead ahead(const Operand& operand, std::int64_t begin) {
-  const auto& at = operand.at;
-  if (operand.data == nullptr || at.dims != 1 || at.strides[0][0] != 1) return {};
+inline auto ahead(const Operand& operand, std::int64_t begin) {
   const auto bytes = element_bytes(operand.type);
-  return {static_cast<const char*>(operand.data) + begin * bytes, bytes, kBlock};
+  const bool dense = operand.data != nullptr && operand.at.dims == 1 && operand.at.strides[0][0] == 1;
+  const auto next = dense ? Ahead{static_cast<const char*>(operand.data) + begin * bytes, kBlock * bytes} : Ahead();
+  return [=](std::int64_t i, std::int64_t n) { next.fetch_at(i * bytes, n * bytes); };
 }
 
 // Repeated for every element.
@@ -238,9 +238,9 @@ double visit_block(const PointwiseWork<A>& work, A factor, std::int64_t begin, s
   V sum(0);
   std::int64_t i = 0;
   for (; i + V::size() <= n; i += V::size()) {
-    input.fetch_at(i, V::size());
-    target.fetch_at(i, V::size());
-    if constexpr (Formula::has_other_slope) other.fetch_at(i, V::size());
+    input(i, V::size());
+    target(i, V::size());
+    if constexpr (Formula::has_other_slope) other(i, V::size());
     sum = sum + visit<Formula, of, true>(block, work.numbers, factor, i, V::size());
   }
   if (i < n) sum = sum + visit<Formula, of, false>(block, work.numbers, factor, i, n - i);

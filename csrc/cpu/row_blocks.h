@@ -32,19 +32,13 @@ struct Range {
 };
 
 // A vector of a row's classes, beginning with the ith of a block: a whole one, or the first lanes of it.
-template <class A>
-struct WholeVector {
-  std::int64_t i;
-  static constexpr std::int64_t lanes = Vectorized<A>::size();
+template <class A, bool whole>
+struct VectorAt {
+  std::int64_t i, lanes = Vectorized<A>::size();
 
-  Vectorized<A> load(const A* from) const { return Vectorized<A>::loadu(from + i); }
-};
-
-template <class A>
-struct PartOfVector {
-  std::int64_t i, lanes;
-
-  Vectorized<A> load(const A* from) const { return Vectorized<A>::loadu(from + i, lanes); }
+  Vectorized<A> load(const A* from) const {
+    return whole ? Vectorized<A>::loadu(from + i) : Vectorized<A>::loadu(from + i, lanes);
+  }
 };
 
 // One row whose classes are contiguous, in blocks of them.
@@ -67,12 +61,13 @@ class RowBlocks {
     position_ = position;
     chosen_ = program_.chosen(position);
     skipped_ = program_.skipped(position);
+    if (skipped_ && !Program::kWrites) return;
     const auto row = operands_.row(position);
     const auto offsets = operands_.rows.offsets(row);
     input_ = operands_.input.at(offsets);
-    second_ = operands_.second.at(offsets);
     output_ = operands_.output.at(offsets);
     mask_ = operands_.mask.at(offsets);
+    second_ = operands_.second.at(offsets);
     kept_ = scratch_;
     if constexpr (std::is_same_v<T, A> && Program::kKeeps == Keeps::Exponentials) {
       if (kept_ == nullptr) kept_ = output_;
@@ -96,7 +91,7 @@ class RowBlocks {
     if (Program::kKeeps == Keeps::Nothing) return false;
     if (!std::is_same_v<T, A>) return true;
     return Program::kKeeps == Keeps::Inputs ? Program::kMinusInfinity && operands.mask.data != nullptr
-                                            : operands.classes <= kLongRow;
+                                            : operands.past_cache() && operands.classes <= kLongRow;
   }
 
   // Blocks [begin, end) of the row. `references` has one element a block: what the exponentials that are kept of it are
@@ -149,7 +144,7 @@ class RowBlocks {
   }
 
  private:
-  static constexpr std::int64_t kLine = 64 / sizeof(T);
+  static constexpr std::int64_t kBytes = sizeof(T), kLine = 64 / kBytes;
 
   struct Row {
     V operator()(const A* column) const { return V(*column); }
@@ -207,35 +202,34 @@ class RowBlocks {
     // Raises the maximum so far to that of the block, and makes the sum of exponentials relative to it.
     void raise(A* max, A* sum) const {
       const A before = *max;
-      *max = max_or_nan(before, max_of(input_, n_));
+      *max = std::max(max_of(input_, n_), before);
       if (*max != before && *sum != 0) *sum *= std::exp(before - *max);
     }
 
     // Adds term(row)(at), for each class, to the sums. What is read next is fetched meanwhile where `fetches`.
-    template <int count, bool fetches = false, class Term>
-    void add(const std::array<A*, count>& sums, const Term& of_row) const {
+    template <int count, bool fetches = false, int m, class Term>
+    void add(A* const (&sums)[m], const Term& of_row) const {
       const auto term = of_row(Row());
+      const auto ahead = ahead_, second_ahead = second_ahead_;
+      const auto n = n_;
       constexpr std::int64_t size = V::size();
-      V lanes[2][count];
-      for (auto& of_half : lanes) std::fill(of_half, of_half + count, V(0));
+      V even[count], odd[count];
+      for_constants<count>([&](auto k) { even[k] = odd[k] = V(0); });
       std::int64_t i = 0;
-      for (; i + 2 * size <= n_; i += 2 * size) {
+      for (; i + 2 * size <= n; i += 2 * size) {
         if constexpr (fetches) {
-          if constexpr (Program::kVisitsInput) ahead_.fetch(i, 2 * size);
-          if constexpr (Program::kHasSecond) second_ahead_.fetch(i, 2 * size);
+          if constexpr (Program::kVisitsInput) ahead.fetch(i * kBytes, 2 * size * kBytes);
+          if constexpr (Program::kHasSecond) second_ahead.fetch(i * kBytes, 2 * size * kBytes);
         }
-        const auto terms0 = term(WholeVector<A>{i}), terms1 = term(WholeVector<A>{i + size});
-        for (int k = 0; k < count; ++k) {
-          lanes[0][k] = lanes[0][k] + terms0[k];
-          lanes[1][k] = lanes[1][k] + terms1[k];
-        }
+        const auto terms0 = term(VectorAt<A, true>{i}), terms1 = term(VectorAt<A, true>{i + size});
+        for_constants<count>([&](auto k) { even[k] = even[k] + terms0[k], odd[k] = odd[k] + terms1[k]; });
       }
-      for (; i < n_; i += size) {
-        const PartOfVector<A> at{i, std::min(size, n_ - i)};
+      for (; i < n; i += size) {
+        const VectorAt<A, false> at{i, std::min(size, n - i)};
         const auto terms = term(at);
-        for (int k = 0; k < count; ++k) lanes[0][k] = V::set(lanes[0][k], lanes[0][k] + terms[k], at.lanes);
+        for_constants<count>([&](auto k) { even[k] = even[k] + first_lanes(terms[k], at.lanes, V(0)); });
       }
-      for (int k = 0; k < count; ++k) *sums[k] += sum_lanes(lanes[0][k] + lanes[1][k]);
+      for_constants<count>([&](auto k) { *sums[k] += sum_lanes(even[k] + odd[k]); });
     }
   };
 
@@ -269,9 +263,10 @@ class RowBlocks {
       auto n = this->n_;
       T* out = row_.output_ + first;
       const auto value = of_row(Row());
-      const auto at = [value, ahead = this->ahead_](std::int64_t i, std::int64_t lanes) C10_ALWAYS_INLINE_ATTRIBUTE {
-        if constexpr (!kept && !Program::kVisitsInput) ahead.fetch_at(i, V::size());
-        return lanes == V::size() ? value(WholeVector<A>{i}) : value(PartOfVector<A>{i, lanes});
+      const auto ahead = this->ahead_;
+      const auto at = [&](std::int64_t i, std::int64_t lanes) C10_ALWAYS_INLINE_ATTRIBUTE {
+        if constexpr (!kept && !Program::kVisitsInput) ahead.fetch_at(i * kBytes, V::size() * kBytes);
+        return lanes == V::size() ? value(VectorAt<A, true>{i}) : value(VectorAt<A, false>{i, lanes});
       };
       // Put right before it is stored: a cache line that has gone past the cache would be read again.
       const auto from_stage = [&](T* to, const A* stage, std::int64_t count) {
@@ -317,7 +312,7 @@ class RowBlocks {
 
   // What is read after a block: the rest of the row, or the next one.
   Ahead ahead(const T* line, std::int64_t i, std::int64_t n) const {
-    return {line + (i + n < range_.end ? i + n : operands_.classes + range_.begin), n};
+    return {line + (i + n < range_.end ? i + n : operands_.classes + range_.begin), n * kBytes};
   }
 
   const A* load(std::int64_t i, std::int64_t n, A* kept, A* stage) const {

@@ -13,12 +13,11 @@ template <class Work, class Mode>
 class RowDriver {
  public:
   RowDriver(const RowKernel<Work, Mode>& kernel, const Work& work, Mode mode, std::int64_t rows)
-      : kernel_(kernel), work_(work), mode_(mode), rows_(rows) {
-    parts_ = rows <= kFewRows && work.classes >= kLongRow ? kernel.parts(work, mode) : 1;
-    const auto at_once = kernel.rows_at_once(work, mode);
-    const auto elements_at_once = at_once * std::max(work.classes, kFewClasses);
-    task_rows_ = parts_ > 1 ? std::max<std::int64_t>(1, rows)
-                            : at_once * std::max<std::int64_t>(1, kElementsPerTask / elements_at_once);
+      : kernel_(kernel), work_(work), mode_(mode), rows_(rows), sizes_(kernel.sizes(work, mode)) {
+    if (rows > kFewRows || work.classes < kLongRow) sizes_.parts = 1;
+    const auto at_once = sizes_.rows_at_once, elements_at_once = at_once * std::max(work.classes, kFewClasses);
+    task_rows_ = sizes_.parts > 1 ? std::max<std::int64_t>(1, rows)
+                                  : at_once * std::max<std::int64_t>(1, kElementsPerTask / elements_at_once);
   }
 
   std::int64_t tasks() const { return divide_up(rows_, task_rows_); }
@@ -28,14 +27,14 @@ class RowDriver {
   // is known of the rows at [begin, end).
   template <class MakePlan>
   void operator()(const MakePlan& make_plan) const {
-    if (parts_ > 1 && rows_ > 0) {
+    if (sizes_.parts > 1 && rows_ > 0) {
       make_plan()(0, 0, rows_, [&](const Work& work) { run_steps(work); });
       return;
     }
     run_tasks(tasks(), [&] {
       constexpr std::int64_t line = 64;
-      const auto size = kernel_.scratch_size(work_, mode_) + line;
-      return [this, memory = c10::SmallBuffer<char, 16384>(size), plan = make_plan()](std::int64_t task) mutable {
+      return [this, memory = c10::SmallBuffer<char, 16384>(sizes_.scratch + line),
+              plan = make_plan()](std::int64_t task) mutable {
         auto* scratch = reinterpret_cast<char*>(divide_up(reinterpret_cast<std::intptr_t>(memory.data()), line) * line);
         const auto begin = task * task_rows_, end = std::min(rows_, begin + task_rows_);
         plan(task, begin, end, [&](const Work& work) { kernel_.run(work, mode_, begin, end, scratch); });
@@ -44,34 +43,35 @@ class RowDriver {
   }
 
  private:
+  using Kernel = RowKernel<Work, Mode>;
+  using Step = typename Kernel::Step;
+
   static constexpr std::int64_t kElementsPerTask = 1 << 16;
   static constexpr std::int64_t kFewRows = 32;       // which threads share where each is long,
   static constexpr std::int64_t kLongRow = 1 << 15;  // which is of so many classes
   static constexpr std::int64_t kFewClasses = 16;    // fewer count as so many, for what each row costs besides
 
   void run_steps(const Work& work) const {
-    const auto size = kernel_.memory_size(work, mode_);
-    c10::SmallBuffer<char, 4096> memory(rows_ * size);
-    const auto step = [&](RowStep step, std::int64_t parts) {
-      run_tasks(rows_ * parts, [&] {
-        return [&, step, parts](std::int64_t task) {
-          const auto row = task / parts;
-          kernel_.step(work, mode_, step, row, task % parts, memory.data() + row * size);
-        };
-      });
+    const auto parts = sizes_.parts;
+    c10::SmallBuffer<char, 4096> memory(rows_ * sizes_.memory);
+    const auto step = [&](Step step, std::int64_t row, std::int64_t part) {
+      kernel_.step(work, mode_, step, row, part, memory.data() + row * sizes_.memory);
     };
-    step(RowStep::Visit, parts_);
-    for (std::int64_t row = 0; row < rows_; ++row) {
-      kernel_.step(work, mode_, RowStep::Conclude, row, 0, memory.data() + row * size);
-    }
-    step(RowStep::Write, parts_);
+    const auto step_parts = [&](Step of_part) {
+      run_tasks(rows_ * parts,
+                [&] { return [&, of_part](std::int64_t task) { step(of_part, task / parts, task % parts); }; });
+    };
+    step_parts(Step::Visit);
+    for (std::int64_t row = 0; row < rows_; ++row) step(Step::Conclude, row, 0);
+    step_parts(Step::Write);
   }
 
-  const RowKernel<Work, Mode>& kernel_;
+  const Kernel& kernel_;
   const Work& work_;
   const Mode mode_;
   const std::int64_t rows_;
-  std::int64_t parts_, task_rows_;
+  typename Kernel::Sizes sizes_;
+  std::int64_t task_rows_;
 };
 
 }  // namespace masked_loss::cpu

@@ -16,30 +16,26 @@ class RowEngine {
   using Work = typename Programs::Work;
   using Mode = typename Programs::Mode;
 
-  static constexpr RowKernel<Work, Mode> kernel() {
-    return {run, scratch_size, rows_at_once, parts, memory_size, step};
-  }
+  static constexpr RowKernel<Work, Mode> kernel() { return {sizes, run, step}; }
 
  private:
+  using Sizes = typename RowKernel<Work, Mode>::Sizes;
+  using Step = typename RowKernel<Work, Mode>::Step;
+
   // Up to so many classes, rows are lanes even where their classes are contiguous: fewer where more is transposed than
-  // the input, and where those are masks, byte by byte.
+  // the input, and where those are masks of their own, byte by byte.
   template <class Program>
   static std::int64_t most_transposed(const RowOperands<typename Program::T>& operands) {
-    if (operands.causal || (operands.mask.data != nullptr && operands.mask.stride != 0)) return kSmallClasses / 4;
+    if (operands.has_own_masks() && (operands.causal || operands.mask.stride != 0)) return kSmallClasses / 4;
     return Program::kVisitsInput && operands.second.data == nullptr ? kSmallClasses : kSmallClasses / 2;
-  }
-
-  template <class Program>
-  static bool in_blocks(const Program&, const RowOperands<typename Program::T>& operands) {
-    return operands.classes > most_transposed<Program>(operands) && operands.contiguous();
   }
 
   // Calls body(program, operands, whether rows are visited in blocks).
   template <class Body>
   static auto with(const Work& work, Mode mode, std::int64_t begin, const Body& body) {
-    return Programs::with(work, mode, begin, [&](const auto& program) {
+    return Programs::with(work, mode, begin, [&]<class Program>(const Program& program) {
       const auto operands = Programs::operands(work);
-      return body(program, operands, in_blocks(program, operands));
+      return body(program, operands, operands.classes > most_transposed<Program>(operands) && operands.contiguous());
     });
   }
 
@@ -75,27 +71,6 @@ class RowEngine {
     });
   }
 
-  static std::int64_t scratch_size(const Work& work, Mode mode) {
-    return with(work, mode, 0, []<class Program>(const Program&, const auto& operands, bool blocks) {
-      if (!blocks) return RowTiles<Program>::scratch_size(operands);
-      const bool keeps_row = RowBlocks<Program>::keeps_row(operands);
-      const auto row = keeps_row ? operands.classes * std::int64_t(sizeof(typename Program::A)) : 0;
-      return references_size<Program>(operands) + row;
-    });
-  }
-
-  static std::int64_t rows_at_once(const Work& work, Mode mode) {
-    return with(work, mode, 0, []<class Program>(const Program&, const auto& operands, bool blocks) {
-      return blocks ? 1 : RowTiles<Program>::lanes(operands);
-    });
-  }
-
-  static std::int64_t parts(const Work& work, Mode mode) {
-    return with(work, mode, 0, []<class Program>(const Program&, const auto& operands, bool blocks) {
-      return blocks ? (RowBlocks<Program>::blocks(operands) + kPart - 1) / kPart : 1;
-    });
-  }
-
   // What is known of a row between the steps: its terms, the state of each part, and the references of its blocks.
   template <class Program>
   struct Memory {
@@ -115,13 +90,17 @@ class RowEngine {
     }
   };
 
-  static std::int64_t memory_size(const Work& work, Mode mode) {
-    return with(work, mode, 0, []<class Program>(const Program&, const auto& operands, bool) {
-      return Memory<Program>(operands, nullptr).size;
+  static Sizes sizes(const Work& work, Mode mode) {
+    return with(work, mode, 0, []<class Program>(const Program&, const auto& operands, bool blocks) -> Sizes {
+      using Row = RowBlocks<Program>;
+      if (!blocks) return {RowTiles<Program>::lanes(operands), RowTiles<Program>::scratch_size(operands), 1, 0};
+      const auto kept = Row::keeps_row(operands) ? operands.classes * std::int64_t(sizeof(typename Program::A)) : 0;
+      return {1, references_size<Program>(operands) + kept, (Row::blocks(operands) + kPart - 1) / kPart,
+              Memory<Program>(operands, nullptr).size};
     });
   }
 
-  static void step(const Work& work, Mode mode, RowStep step, std::int64_t row, std::int64_t part, char* memory) {
+  static void step(const Work& work, Mode mode, Step step, std::int64_t row, std::int64_t part, char* memory) {
     with(work, mode, 0, [&]<class Program>(const Program& program, const auto& operands, bool) {
       RowBlocks<Program> blocks(program, operands, nullptr);
       blocks(row);
@@ -129,11 +108,11 @@ class RowEngine {
       const auto begin = part * kPart, last = RowBlocks<Program>::blocks(operands), end = std::min(last, begin + kPart);
       auto& state = known.states[0];
       switch (step) {
-        case RowStep::Visit: return blocks.visit(begin, end, known.states[part], known.references);
-        case RowStep::Conclude:
+        case Step::Visit: return blocks.visit(begin, end, known.states[part], known.references);
+        case Step::Conclude:
           for (std::int64_t other = 1; other * kPart < last; ++other) program.merge(state, known.states[other]);
           return blocks.conclude(state, *known.terms);
-        case RowStep::Write: blocks.write(begin, end, state, *known.terms, known.references); return finish_stores();
+        case Step::Write: blocks.write(begin, end, state, *known.terms, known.references); return finish_stores();
       }
     });
   }

@@ -48,23 +48,25 @@ struct RowProgram {
   std::int64_t chosen(std::int64_t position) const { return -1; }                                // a class, or none
 };
 
-// An operand of rows of classes; data is null where a program has none.
-template <class E>
-struct RowOperand {
-  E* data;
-  std::int64_t stride;  // between classes
-  int index;            // among those of `rows`
-
-  E* at(const std::array<std::int64_t, 4>& offsets) const { return at_or_null(data, offsets[index]); }
-};
-
 template <class T>
 struct RowOperands {
+  // The kth of `rows`, which is known to the compiler; data is null where a program has none.
+  template <class E, int k>
+  struct Operand {
+    static constexpr int index = k;
+
+    E* data;
+    std::int64_t stride;  // between classes
+
+    E* at(const std::array<std::int64_t, 4>& offsets) const { return at_or_null(data, offsets[k]); }
+  };
+
   const Rows<4>& rows;
   std::int64_t classes;
-  RowOperand<const T> input, second;
-  RowOperand<T> output;  // may be the input
-  RowOperand<const std::uint8_t> mask;
+  Operand<const T, 0> input;
+  Operand<T, 1> output;  // may be the input
+  Operand<const std::uint8_t, 2> mask;
+  Operand<const T, 3> second;
   bool causal = false;
   const std::int64_t* listed = nullptr;  // the rows to visit; null: all of them
   std::int64_t count = rows.count;       // of these
@@ -76,12 +78,26 @@ struct RowOperands {
     return count * classes * static_cast<std::int64_t>(sizeof(T)) >= kPastCache && output.data != input.data;
   }
 
+  // Whether rows may differ in what is masked.
+  bool has_own_masks() const {
+    const auto* steps = rows.strides[mask.index];
+    return causal || (mask.data != nullptr && std::any_of(steps, steps + rows.dims, [](auto s) { return s != 0; }));
+  }
+
   // Whether the elements of a row are contiguous, or repeated where that does.
   bool contiguous() const {
     const auto repeats = [](const auto& operand) { return operand.data == nullptr || (operand.stride | 1) == 1; };
     return input.stride == 1 && (output.data == nullptr || output.stride == 1) && repeats(mask) && repeats(second);
   }
 };
+
+// Calls body(k) for constants k in [0, n). Arrays that are only indexed by constants stay in registers.
+template <int n, class Body>
+C10_ALWAYS_INLINE void for_constants(const Body& body) {
+  [&]<int... k>(std::integer_sequence<int, k...>) C10_ALWAYS_INLINE_ATTRIBUTE {
+    (body(std::integral_constant<int, k>()), ...);
+  }(std::make_integer_sequence<int, n>());
+}
 
 // Adds a block to the softmax of its rows.
 template <class Block, class State>

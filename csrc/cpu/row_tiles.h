@@ -83,6 +83,7 @@ class RowTiles {
         shape_(operands),
         scratch_(operands, shape_, scratch),
         lanes_(shape_.lanes),
+        own_masks_(operands.has_own_masks()),
         has_mask_(operands.mask.data != nullptr || operands.causal),
         past_cache_(operands.past_cache()) {
     const auto dims = operands.rows.dims;
@@ -109,8 +110,9 @@ class RowTiles {
 
   bool allowed(std::int64_t w, std::int64_t c) const {
     if (operands_.causal && c >= program_.end(row(w))) return false;
-    if (operands_.mask.data == nullptr) return true;
-    return operands_.mask.data[operands_.rows.offsets(row(w))[operands_.mask.index] + c * operands_.mask.stride];
+    const auto& mask = operands_.mask;
+    if (mask.data == nullptr) return true;
+    return (own_masks_ ? mask.at(operands_.rows.offsets(row(w))) : mask.data)[c * mask.stride];
   }
 
   void log(const A* from, A* to) const {
@@ -198,32 +200,34 @@ class RowTiles {
 
     void raise(A* max, A* sum) const {
       alignas(64) A before[kPadded];
-      std::copy_n(max, width_, before);
-      for_groups([&](std::int64_t w, std::int64_t begin, std::int64_t end) {
+      const bool first = first_ == 0;
+      if (!first) std::copy_n(max, width_, before);
+      for_groups([max, inputs = inputs_](std::int64_t w, std::int64_t begin, std::int64_t end) {
         V largest = V::loadu(max + w);
-        for (auto i = begin; i < end; ++i) largest = larger(V::loadu(inputs_.at(i, w)), largest);
+        for (auto i = begin; i < end; ++i) largest = larger(V::loadu(inputs.at(i, w)), largest);
         largest.store(max + w);
       });
-      for (std::int64_t w = 0; first_ > 0 && w < width_; w += V::size()) {
+      for (std::int64_t w = 0; !first && w < width_; w += V::size()) {
         (V::loadu(sum + w) * exp_of_negative(V::loadu(before + w) - V::loadu(max + w))).store(sum + w);
       }
     }
 
-    template <int count, bool fetches = false, class Term>
-    void add(const std::array<A*, count>& sums, const Term& of_row) const {
-      for_groups([&](std::int64_t w, std::int64_t begin, std::int64_t end) {
+    template <int count, bool fetches = false, int n, class Term>
+    void add(A* const (&sums)[n], const Term& of_row) const {
+      for_groups([&, next_inputs = next_inputs_, next_second = next_second_](std::int64_t w, std::int64_t begin,
+                                                                             std::int64_t end) {
         const auto term = of_row(Row{w});
         V lanes[count];
-        for (int k = 0; k < count; ++k) lanes[k] = V::loadu(sums[k] + w);
+        for_constants<count>([&](auto k) { lanes[k] = V::loadu(sums[k] + w); });
         for (auto i = begin; i < end; ++i) {
           if constexpr (fetches) {
-            if constexpr (Program::kVisitsInput) __builtin_prefetch(next_inputs_.at(i, w), 0, 2);
-            if (Program::kHasSecond && next_second_.data != nullptr) __builtin_prefetch(next_second_.at(i, w), 0, 2);
+            if constexpr (Program::kVisitsInput) __builtin_prefetch(next_inputs.at(i, w), 0, 2);
+            if (Program::kHasSecond && next_second.data != nullptr) __builtin_prefetch(next_second.at(i, w), 0, 2);
           }
           const auto terms = term(At{i, w});
-          for (int k = 0; k < count; ++k) lanes[k] = lanes[k] + terms[k];
+          for_constants<count>([&](auto k) { lanes[k] = lanes[k] + terms[k]; });
         }
-        for (int k = 0; k < count; ++k) lanes[k].store(sums[k] + w);
+        for_constants<count>([&](auto k) { lanes[k].store(sums[k] + w); });
       });
     }
 
@@ -354,7 +358,8 @@ class RowTiles {
 
   // Classes [c, c + n) of an operand as A: in place where that can be, or in `tile`. Nothing is made of what skipped
   // lanes hold.
-  Lines<A> load(const RowOperand<const T>& operand, std::int64_t c, std::int64_t n, A* tile, bool in_place) {
+  template <class Operand>
+  Lines<A> load(const Operand& operand, std::int64_t c, std::int64_t n, A* tile, bool in_place) {
     const auto lane_stride = stride_[operand.index];
     if constexpr (std::is_same_v<T, A>) {
       if (in_place && one_part_ && lane_stride == 1) {
@@ -413,24 +418,18 @@ class RowTiles {
     if (one_part_ && lane_stride == 1 && mask.data != nullptr && !operands_.causal) {
       return {mask.at(part_[0].offsets) + c * mask.stride, mask.stride};
     }
-    for (std::int64_t i = 0; i < n; ++i) {
-      std::uint8_t* lane = scratch_.mask + i * lanes_;
-      for (int p = 0; p < parts_; ++p) {
-        const auto& part = part_[p];
-        const std::uint8_t* bytes = mask.at(part.offsets);
-        if (bytes == nullptr) {
-          std::fill_n(lane + part.lane, part.count, 1);
-        } else if (lane_stride == 0) {
-          std::fill_n(lane + part.lane, part.count, bytes[(c + i) * mask.stride]);
-        } else {
-          bytes += (c + i) * mask.stride;
-          for (std::int64_t w = 0; w < part.count; ++w) lane[part.lane + w] = bytes[w * lane_stride];
+    const std::array<std::int64_t, 3> place{own_masks_ ? position_ : 0, c, count_};
+    if (std::exchange(mask_place_, place) == place) return {scratch_.mask, lanes_};
+    for (int p = 0; p < parts_; ++p) {
+      const auto& part = part_[p];
+      const std::uint8_t* bytes = mask.at(part.offsets);
+      for (std::int64_t w = 0; w < part.count; ++w) {
+        std::uint8_t* lane = scratch_.mask + part.lane + w;
+        const auto end = program_.end(row(part.lane + w)) - c;
+        for (std::int64_t i = 0; i < n; ++i) {
+          lane[i * lanes_] = i < end && (bytes == nullptr || bytes[(c + i) * mask.stride + w * lane_stride] != 0);
         }
       }
-      for (std::int64_t w = 0; operands_.causal && w < count_; ++w) {
-        if (c + i >= program_.end(row(w))) lane[w] = 0;
-      }
-      std::fill(lane + count_, lane + width_, 0);
     }
     return {scratch_.mask, lanes_};
   }
@@ -443,6 +442,7 @@ class RowTiles {
     const auto lines = load(operands_.input, c, n, tile, /*in_place=*/!copies);
     const V masked(-std::numeric_limits<A>::infinity());
     for (std::int64_t i = 0; selects && i < n; ++i) {
+      if (!own_masks_ && *mask.at(i, 0)) continue;
       for_lanes([&](std::int64_t w) {
         A* x = tile + i * lanes_ + w;
         select(mask.at(i, w), V::loadu(x), masked).store(x);
@@ -457,7 +457,8 @@ class RowTiles {
   }
 
   // What of an operand is read after classes [c, c + n), [n, lanes] as well.
-  Lines<T> next(const RowOperand<const T>& operand, std::int64_t c, std::int64_t n) const {
+  template <class Operand>
+  Lines<T> next(const Operand& operand, std::int64_t c, std::int64_t n) const {
     const bool transposed = operand.stride == 1;
     if (c + n < operands_.classes) return {operand.at(part_[0].offsets) + (c + n) * operand.stride, operand.stride};
     const auto after = position_ + count_ < operands_.count ? operands_.row(position_ + count_) : row(0);
@@ -558,14 +559,15 @@ class RowTiles {
   const TileShape<Program> shape_;
   const TileScratch<T, A> scratch_;
   const std::int64_t lanes_;
-  const bool has_mask_, past_cache_;
+  const bool own_masks_, has_mask_, past_cache_;
   std::array<std::int64_t, 4> stride_;                 // between lanes of a part
   std::int64_t inner_;                                 // rows that are one step apart
   std::int64_t position_ = 0, count_ = 0, width_ = 0;  // rows of this tile, and the same in whole vectors
   int parts_ = 0;
   Part part_[kLanes];
   bool one_part_ = false, any_kept_ = false, all_kept_ = false, any_chosen_ = false;
-  Lines<A> seconds_;  // of the block that was visited last
+  Lines<A> seconds_;                                   // of the block that was visited last
+  std::array<std::int64_t, 3> mask_place_{-1, -1, 0};  // what the mask in the scratch memory is of
   std::int64_t chosen_[kPadded];
   bool kept_[kPadded];
   alignas(64) State state_;

@@ -173,10 +173,10 @@ struct SoftmaxPrograms {
   static RowOperands<T> operands(const Work& work) {
     return {.rows = work.rows,
             .classes = work.classes,
-            .input = {work.input, work.input_stride, 0},
-            .second = {work.grad, work.grad_stride, 1},
-            .output = {work.result, work.result_stride, 2},
-            .mask = {work.mask, work.mask_stride, 3},
+            .input = {work.input, work.input_stride},
+            .output = {work.result, work.result_stride},
+            .mask = {work.mask, work.mask_stride},
+            .second = {work.grad, work.grad_stride},
             .causal = work.queries != 0};
   }
 

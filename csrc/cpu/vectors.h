@@ -15,35 +15,25 @@ namespace {
 
 using at::vec::Vectorized;
 
-// What is read next, block by block, of n elements each. Its first block is fetched into the L1 cache, and the one
-// after it into the L2 cache: a core has too few misses of its L1 cache in flight to keep the memory busy, and they end
-// sooner that way.
-class Ahead {
- public:
-  Ahead() = default;  // nothing
-  Ahead(const void* next, std::int64_t element_bytes, std::int64_t n)
-      : next_(static_cast<const char*>(next)), element_bytes_(element_bytes), block_(n * element_bytes) {}
+// What is read next, block by block. Its first block is fetched into the L1 cache, and the one after it into the L2
+// cache: a core has too few misses of its L1 cache in flight to keep the memory busy, and they end sooner that way.
+struct Ahead {
+  const void* next = nullptr;  // null: nothing
+  std::int64_t block = 0;      // bytes
 
-  template <class T>
-  Ahead(const T* next, std::int64_t n) : Ahead(next, sizeof(T), n) {}
-
-  // Of a loop over vectors, at each: every second one fetches for two, which is a cache line of half types.
-  void fetch_at(std::int64_t i, std::int64_t lanes) const {
-    if (i % (2 * lanes) == 0) fetch(i, 2 * lanes);
-  }
-
-  // Elements [i, i + n) of both.
-  void fetch(std::int64_t i, std::int64_t n) const {
-    if (next_ == nullptr) return;
-    for (auto byte = i * element_bytes_; byte < (i + n) * element_bytes_; byte += 64) {
-      __builtin_prefetch(next_ + byte);
-      __builtin_prefetch(next_ + byte + block_, 0, 2);
+  // Bytes [i, i + n) of both, whole cache lines.
+  C10_ALWAYS_INLINE void fetch(std::int64_t i, std::int64_t n) const {
+    if (next == nullptr) return;
+    for (const auto* line = static_cast<const char*>(next) + i; n > 0; n -= 64, line += 64) {
+      __builtin_prefetch(line);
+      __builtin_prefetch(line + block, 0, 2);
     }
   }
 
- private:
-  const char* next_ = nullptr;
-  std::int64_t element_bytes_ = 0, block_ = 0;
+  // Of a loop over vectors, at each: every second one fetches for two, which is a cache line of half types.
+  C10_ALWAYS_INLINE void fetch_at(std::int64_t i, std::int64_t n) const {
+    if (i % (2 * n) == 0) fetch(i, 2 * n);
+  }
 };
 
 // exp(x) for x <= 0, or NaN: exactly 1 at 0, and 0 below -87. Half of exp_u20's instructions, as there are no positive
@@ -183,19 +173,35 @@ A max_lanes(Vectorized<A> v) {
   return at::vec::vec_reduce_all<A>([](Vectorized<A> a, Vectorized<A> b) { return larger(a, b); }, v);
 }
 
+// The first `n` lanes of `v`, and the others of `other`.
+template <class A>
+Vectorized<A> first_lanes(Vectorized<A> v, std::int64_t n, Vectorized<A> other) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<A, float>) return _mm512_mask_blend_ps((1u << n) - 1, other, v);
+#elif defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<A, float>) {
+    const auto lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const auto first = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);
+    return _mm256_blendv_ps(other, v, _mm256_castsi256_ps(first));
+  }
+#endif
+  return Vectorized<A>::set(other, v, n);
+}
+
 // `v` where a byte of `allowed` is not 0, else `other`; of the first `n` lanes, to read no further.
 template <class Byte, class A>
 Vectorized<A> select(const Byte* allowed, Vectorized<A> v, Vectorized<A> other,
                      std::int64_t n = Vectorized<A>::size()) {
   constexpr int size = Vectorized<A>::size();
-  Byte part[size] = {};
-  if (n < size) allowed = std::copy(allowed, allowed + n, part) - n;
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<A, float>) {
-    const auto bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(allowed));
+    const auto bytes = _mm_maskz_loadu_epi8((1u << n) - 1, allowed);
     return _mm512_mask_blend_ps(_mm_test_epi8_mask(bytes, bytes), other, v);
   }
-#elif defined(CPU_CAPABILITY_AVX2)
+#endif
+  Byte part[size] = {};
+  if (n < size) allowed = std::copy(allowed, allowed + n, part) - n;
+#if defined(CPU_CAPABILITY_AVX2)
   if constexpr (std::is_same_v<A, float>) {
     const auto bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(allowed));
     const auto masked = _mm256_cmpeq_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_setzero_si256());

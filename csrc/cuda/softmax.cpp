@@ -12,8 +12,8 @@ namespace {
 template <class T, class A>
 bool contiguous_rows(const SoftmaxWork<T, A>& work) {
   const auto& rows = work.rows;
-  const void* operands[] = {work.input, work.grad, work.result};
-  for (int k = 0; k < 3; ++k) {
+  const void* operands[] = {work.input, work.result, nullptr, work.grad};
+  for (int k = 0; k < 4; ++k) {
     if (operands[k] != nullptr && (rows.dims == 0 || rows.strides[k][rows.dims - 1] != 1)) return false;
   }
   return true;

@@ -101,13 +101,13 @@ struct Line : RowPacks<T> {
   __device__ __forceinline__ Line(const SoftmaxWork<T, A>& work, std::int64_t r) {
     const auto offsets = work.rows.offsets(r);
     input = work.input + offsets[0];
-    grad = work.grad + offsets[1];
-    result = work.result + offsets[2];
+    grad = work.grad + offsets[3];
+    result = work.result + offsets[1];
     static_cast<RowPacks<T>&>(*this) = {work.result == nullptr ? input : result, static_cast<int>(work.classes)};
     aligned = is_aligned(input + this->head);
     grad_aligned = grad != nullptr && is_aligned(grad + this->head);
     end = static_cast<int>(work.causal_end(r));
-    mask = work.mask == nullptr ? nullptr : work.mask + offsets[3];
+    mask = work.mask == nullptr ? nullptr : work.mask + offsets[2];
     if (mask != nullptr && work.mask_stride == 0) {
       if (*mask == 0) end = 0;
       mask = nullptr;
@@ -408,14 +408,14 @@ __global__ void __launch_bounds__(512, 1)
     const auto r = first + row_in_block;
     const bool there = r < work.rows.count;
     const auto offsets = there ? work.rows.offsets(r) : std::array<std::int64_t, 4>{};
-    const T *input = work.input + offsets[0], *grads = work.grad + offsets[1];
-    const std::uint8_t* mask = work.mask == nullptr ? nullptr : work.mask + offsets[3];
+    const T *input = work.input + offsets[0], *grads = work.grad + offsets[3];
+    const std::uint8_t* mask = work.mask == nullptr ? nullptr : work.mask + offsets[2];
     const auto end = there ? work.causal_end(r) : 0;
     const auto keeps = [&](std::int64_t c) { return c < end && (mask == nullptr || mask[c * work.mask_stride]); };
     Few<T, has_grad> few;
     const auto write = [&](const auto& value) {
       if (!there) return;
-      T* result = work.result + offsets[2];
+      T* result = work.result + offsets[1];
       const T masked = narrow<T>(masked_value<A>(kind, log));
       for (std::int64_t c = lane; c < work.classes; c += step) {
         few.load(work, input, grads, c, lanes, keeps);

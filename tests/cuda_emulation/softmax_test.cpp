@@ -124,17 +124,17 @@ class Problem {
     if (has_grad) {
       work.grad = grad_.data();
       work.grad_stride = step * twice;
-      strides[1] = {row * twice};
+      strides[3] = {row * twice};
     }
     if (pass_ != Pass::Logsumexp) {
       work.result = result_.data();
       work.result_stride = step;
-      strides[2] = {row};
+      strides[1] = {row};
     }
     if (of_.mask != Mask::None) {
       work.mask = mask_.data();
       work.mask_stride = of_.classes > 1 ? mask_offset(0, 1) - mask_offset(0, 0) : 1;
-      strides[3] = {of_.rows > 1 ? mask_offset(1, 0) - mask_offset(0, 0) : 0};
+      strides[2] = {of_.rows > 1 ? mask_offset(1, 0) - mask_offset(0, 0) : 0};
     }
     work.rows = make_rows<4>({of_.rows}, strides);
     if (!forward && !has_grad) work.row_grad = row_grad_.data();

@@ -89,6 +89,33 @@ def test_paths_of_softmax(name, shape, dtype, masked, threads):
     assert (results[0][1][~mask] == 0).all()
 
 
+@pytest.mark.parametrize("shape", [(1, 7), (1100, 1)], ids=["of classes", "of rows"])
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_masks_of_several_tiles(name, shape, dim):
+    # Rows are lanes; what masks the same classes of all of them is read once.
+    x, mask = torch.randn(1100, 7), torch.rand(shape) < 0.6
+    whole = mask.expand(1100, 7)
+    if dim == 0:
+        x, mask, whole = (tensor.t().contiguous() for tensor in (x, mask, whole))
+    function = getattr(masked_loss, name)
+    assert_same_bits(function(x, mask, dim), function(x, whole.contiguous(), dim))
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_class_masks_of_several_tiles(dim):
+    x, target, mask = torch.randn(1100, 7), torch.randint(7, (1100,)), torch.rand(7) < 0.6
+    whole = mask.expand(1100, 7).contiguous()
+    if dim == 0:
+        x, whole = x.t().contiguous(), whole.t().contiguous()
+    results = [
+        loss_and_gradient(masked_loss.cross_entropy, x, target, None, class_mask=of, reduction="none", dim=dim)
+        for of in (mask, whole)
+    ]
+    for a, b in zip(*results, strict=True):
+        assert_same_bits(a, b)
+
+
 def test_memory_of_large_outputs_is_reused():
     x = torch.randn(2011, 1013)  # a size that no other test leaves a block of
     first = masked_loss.masked_fill(x, x > 0, 0.0)
