@@ -135,14 +135,6 @@ void RowPlan<A>::operator()(std::int64_t begin, std::int64_t end, std::int64_t* 
 }
 
 template <class A>
-void RowPlan<A>::listed(const std::int64_t* rows, std::int64_t count, std::int64_t* index, A* coefficient) const {
-  for (std::int64_t i = 0, together = 1; i < count; i += together, together = 1) {
-    while (i + together < count && rows[i + together] == rows[i] + together) ++together;
-    (*this)(rows[i], rows[i] + together, index + i, coefficient + i);
-  }
-}
-
-template <class A>
 double sum_of_weights(const RowView<A>& from) {
   double total = 0;
   for (const auto& sum : read_chunks(from, kChunk)) total += sum.weight;

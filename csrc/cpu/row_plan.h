@@ -17,9 +17,6 @@ class RowPlan {
   // Of rows [begin, end): the target of a kept one, -1 of a masked one; and sample weight x reduction.
   void operator()(std::int64_t begin, std::int64_t end, std::int64_t* index, A* coefficient) const;
 
-  // The same of `count` rows of a list.
-  void listed(const std::int64_t* rows, std::int64_t count, std::int64_t* index, A* coefficient) const;
-
  private:
   const RowView<A>& from_;
   std::int64_t rows_each_;                     // of a divisor

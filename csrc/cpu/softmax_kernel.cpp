@@ -137,7 +137,8 @@ class BackwardProgram : public SoftmaxProgram<T, A> {
     block.template add<1, true>({state.sum}, [&](auto) {
       return [x = block.input(), grad = block.second(), mask = block.mask()](auto at) {
         V term = grad(at);
-        if constexpr (pass == Pass::SoftmaxBackward) term = x(at) * term;
+        // In one instruction: a product might be fused with the sum, but only in loops without a mask.
+        if constexpr (pass == Pass::SoftmaxBackward) term = at::vec::fmadd(x(at), term, V(0));
         return std::array<V, 1>{mask(at, term, V(0))};
       };
     });
