@@ -91,6 +91,15 @@ __device__ __forceinline__ void bulk_load(void* to, const void* from, unsigned b
 #endif
 }
 
+// Into the second-level cache, in the same way.
+__device__ __forceinline__ void bulk_prefetch(const void* from, unsigned bytes) {
+#ifdef __CUDACC__
+  MASKED_LOSS_PTX("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#else
+  emulation::bulk_prefetch(from, bytes, MASKED_LOSS_SITE("bulk_prefetch"));
+#endif
+}
+
 // Out of shared memory, in the same way. It is read some time before wait_for_bulk_stores() returns.
 __device__ __forceinline__ void bulk_store(void* to, const void* from, unsigned bytes) {
 #ifdef __CUDACC__
@@ -164,11 +173,8 @@ __device__ __forceinline__ void sync_cluster() {
 }
 
 // Eight bytes into the same variable of another block of the cluster, whose barrier, likewise, has announced them.
-template <class T>
-__device__ __forceinline__ void store_async(T* variable, const T& value, Barrier& barrier, unsigned rank) {
-  static_assert(sizeof(T) == 8);
-  std::uint64_t bits;
-  memcpy(&bits, &value, sizeof(bits));
+__device__ __forceinline__ void store_async(std::uint64_t* variable, std::uint64_t bits, Barrier& barrier,
+                                            unsigned rank) {
 #ifdef __CUDACC__
   MASKED_LOSS_PTX(
       "{\n"
@@ -183,6 +189,18 @@ __device__ __forceinline__ void store_async(T* variable, const T& value, Barrier
   emulation::store_async(cluster.map_shared_rank(variable, rank), bits, cluster.map_shared_rank(&barrier, rank),
                          emulation::self().block->cluster->blocks[rank], MASKED_LOSS_SITE("store_async"));
 #endif
+}
+
+// The same of a variable of more words.
+template <class T>
+__device__ __forceinline__ void store_words_async(T* variable, const T& value, Barrier& barrier, unsigned rank) {
+  static_assert(sizeof(T) % 8 == 0);
+  std::uint64_t words[sizeof(T) / 8];
+  memcpy(words, &value, sizeof(T));
+#pragma unroll
+  for (unsigned i = 0; i < sizeof(T) / 8; ++i) {
+    store_async(reinterpret_cast<std::uint64_t*>(variable) + i, words[i], barrier, rank);
+  }
 }
 
 // Of so many threads of the block, whole warps; numbers from 1 to 15 tell barriers apart.

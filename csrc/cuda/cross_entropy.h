@@ -21,8 +21,8 @@ class CrossEntropyRun {
     const auto& work = call_.work;
     const bool contiguous = work.logits_stride == 1 && work.gradient_stride == 1 && work.class_mask_stride == 1 &&
                             work.probabilities_stride == 1;
-    regime_ = pick_cross_entropy_regime(mode, work.rows.count, work.classes, sizeof(T), contiguous, is_plain(work),
-                                        device.multiprocessors);
+    regime_ = pick_cross_entropy_regime(mode, work.rows.count, work.classes, sizeof(T), contiguous,
+                                        cross_entropy_ring_blocks(work, mode), device.multiprocessors);
   }
 
   bool lists_rows() const { return regime_.kind != CrossEntropyRegime::Lanes; }

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "cuda/cross_entropy_ring.cuh"
 #include "cuda/row_packs.cuh"
-#include "cuda/row_ring.cuh"
 
 namespace masked_loss::cuda {
 namespace {
@@ -579,133 +579,6 @@ __global__ void __launch_bounds__(256) scale_elements(T* gradient, std::int64_t 
   if (tail + thread < n) gradient[tail + thread] = scaled(gradient[tail + thread]);
 }
 
-// Of half types an instruction counts for more than memory, of float the memory.
-template <class T>
-constexpr RingShape kRing = sizeof(T) == 2 ? RingShape{8, 3, 1 << 14, 13, 1} : RingShape{16, 1, 1 << 14, 12, 2};
-
-// Long rows of class indices, with no more to say of their classes. Exponentials are powers of two: of x log2(e) less
-// what the maximum's product is rounded to, one instruction in front of the exponential itself.
-template <class T_, bool writes>
-struct CrossEntropyRing {
-  using T = T_;
-  using P = Pack<T>;
-  static constexpr auto kShape = kRing<T>;
-  static constexpr bool kWrites = writes;
-  static constexpr float kLog2e = 1.44269504f;
-  // Half types take the scale into the exponent.
-  static constexpr bool kFolds = sizeof(T) == 2;
-
-  CrossEntropyWork<T, float> work;
-  const std::int64_t* order;
-  const std::int64_t* kept;
-  std::int64_t count, classes;
-
-  struct State {
-    float max = -std::numeric_limits<float>::infinity();
-    float sum = 0;  // of 2^(x log2(e) - base(max))
-  };
-  struct Row {
-    std::int64_t row, index;
-    int target;  // among the classes of the block, or outside of them
-    bool gives_results;
-    float target_logit;
-  };
-  struct Terms {
-    float base, scale, of_target;
-    int target;
-    bool folded;
-  };
-
-  __device__ __forceinline__ std::int64_t end() const { return writes ? count : *kept; }
-  __device__ __forceinline__ std::int64_t row(std::int64_t position) const { return order[position]; }
-  // Also of those that were kept a divisor may have dropped some.
-  __device__ __forceinline__ bool keeps(std::int64_t row) const { return work.index[row] >= 0; }
-  __device__ __forceinline__ const T* input(std::int64_t row) const { return work.logits + work.rows.offsets(row)[0]; }
-  __device__ __forceinline__ T* output(std::int64_t row) const { return work.gradient + work.rows.offsets(row)[1]; }
-
-  __device__ __forceinline__ Row begin(std::int64_t row, int first, int n, int thread) const {
-    const auto index = work.index[row], target = index - first;
-    const bool inside = target >= 0 && target < n, gives_results = inside && thread == 0;
-    return {row, index, inside ? int(target) : -1, gives_results, gives_results ? widen(input(row)[index]) : 0.0f};
-  }
-
-  __device__ __forceinline__ static P nothing() {
-    P pack;
-#pragma unroll
-    for (T& value : pack.values) value = narrow<T>(-infinity<float>());
-    return pack;
-  }
-
-  __device__ __forceinline__ static float base_of(float max) { return max == -infinity<float>() ? 0 : max * kLog2e; }
-  __device__ __forceinline__ static float power(float x, float base) { return fast_exp2(fmaf(x, kLog2e, -base)); }
-
-  template <int packs>
-  __device__ __forceinline__ void visit(State& state, const P (&pack)[packs]) const {
-    float max = state.max;
-#pragma unroll
-    for (int k = 0; k < packs; ++k) max = greatest(pack[k], max);
-    const float base = base_of(max);
-    float sums[4] = {state.sum * fast_exp2(base_of(state.max) - base), 0, 0, 0};
-#pragma unroll
-    for (int k = 0; k < packs; ++k) {
-#pragma unroll
-      for (int j = 0; j < P::size; ++j) sums[j % 4] += power(widen(pack[k].values[j]), base);
-    }
-    state = {max, (sums[0] + sums[1]) + (sums[2] + sums[3])};
-  }
-
-  __device__ __forceinline__ static float rescaled(const State& state, float base) {
-    return state.sum == 0 ? 0 : state.sum * fast_exp2(base_of(state.max) - base);
-  }
-  __device__ __forceinline__ State merge(const State& a, const State& b) const {
-    const float max = greater(a.max, b.max), base = base_of(max);
-    return {max, rescaled(a, base) + rescaled(b, base)};
-  }
-  __device__ __forceinline__ State merge_warp(const State& state) const {
-    const float max = greatest_of_warp(state.max);
-    return {max, WarpSum{}(rescaled(state, base_of(max)))};
-  }
-
-  __device__ __forceinline__ Terms conclude(const Row& of, const State& state) const {
-    // What the rounding of the base has multiplied the sum with.
-    const float base = base_of(state.max), rounding = state.sum == 0 ? 0 : fmaf(state.max, kLog2e, -base);
-    const auto softmax =
-        masked_loss::merge(Softmax<float>{}, Softmax<float>{state.max, state.sum * fast_exp2(-rounding)});
-    const auto row = describe(work, of.row, of.index, ClassSums{});
-    RowPart<float> part;
-    part.softmax = softmax;
-    if (of.gives_results) give_loss<false>(work, of.row, row, part, of.target_logit, true);
-    if constexpr (!writes) return {};
-    const auto gradient = cross_entropy_gradient(row, log_sum_exp(softmax), row.target_weight);
-    const float scale = gradient.probability / state.sum;
-    const bool folded = kFolds && scale > 0;
-    return {folded ? base - std::log2(scale) : base, scale, gradient.target, of.target, folded};
-  }
-
-  // A pack of the block's classes, from `first` on.
-  __device__ __forceinline__ P write(const P& pack, int first, const Terms& terms) const {
-    float values[P::size];
-#pragma unroll
-    for (int j = 0; j < P::size; ++j) {
-      values[j] = power(widen(pack.values[j]), terms.base);
-      if (!kFolds || !terms.folded) values[j] *= terms.scale;
-    }
-    if (const auto target = unsigned(terms.target - first); target < unsigned(P::size)) {
-#pragma unroll
-      for (int j = 0; j < P::size; ++j) {
-        if (unsigned(j) == target) values[j] -= terms.of_target;
-      }
-    }
-    return narrow_pack<T>(values);
-  }
-};
-
-template <class T, bool writes, class A>
-void run_ring(const CrossEntropyCall<T, A>& call, int blocks, cudaStream_t stream) {
-  const auto& work = call.work;
-  launch_ring(CrossEntropyRing<T, writes>{work, call.order, call.kept, work.rows.count, work.classes}, blocks, stream);
-}
-
 // The sizes of a tile, of which the first that holds a slice is taken, else the last.
 struct Shape {
   int lanes, packs;
@@ -752,7 +625,7 @@ void run_mode(CrossEntropyCall<T, A> call, const CrossEntropyRegime& regime, int
   if constexpr (!std::is_same_v<T, double>) {
     if constexpr (mode != Mode::Backward) {
       if (regime.kind == CrossEntropyRegime::Ring) {
-        return run_ring<T, mode == Mode::ForwardGrad>(call, regime.slices, stream);
+        return run_cross_entropy_ring<mode == Mode::ForwardGrad>(call, regime.slices, stream);
       }
     }
     if (regime.kind != CrossEntropyRegime::Lanes) {
@@ -769,14 +642,6 @@ void run_mode(CrossEntropyCall<T, A> call, const CrossEntropyRegime& regime, int
          regime.rows_first);
 }
 
-constexpr std::int64_t kRingBytes = 1 << 15;  // of a row, from which on a ring is filled in chunks
-
-// Of a row, what a block can take.
-template <class T>
-constexpr std::int64_t ring_bytes() {
-  return kRing<T>.most_chunks() * kRing<T>.chunk;
-}
-
 // Of blocks, which read one another's shared memory. Kernels of one source are compiled for the same versions.
 bool has_clusters() {
   return ptx_version<&cross_entropy_packs<float, Mode::ForwardGrad, kShapes[kSliceOfCluster].lanes,
@@ -786,7 +651,7 @@ bool has_clusters() {
 }  // namespace
 
 CrossEntropyRegime pick_cross_entropy_regime(Mode mode, std::int64_t rows, std::int64_t classes,
-                                             std::int64_t element_bytes, bool contiguous, bool plain,
+                                             std::int64_t element_bytes, bool contiguous, int ring_blocks,
                                              int multiprocessors) {
   const auto bytes = classes * element_bytes;
   if (!contiguous || element_bytes > 4 || bytes <= kFewBytes || classes >= (std::int64_t{1} << 31)) {
@@ -812,12 +677,7 @@ CrossEntropyRegime pick_cross_entropy_regime(Mode mode, std::int64_t rows, std::
     return {CrossEntropyRegime::Slices, shape_of(divide_up(bytes, wanted), kStreaming), static_cast<int>(wanted), 1,
             false};
   }
-  if (plain && has_clusters() && mode != Mode::Backward && bytes >= kRingBytes) {
-    const std::int64_t most = element_bytes == 2 ? ring_bytes<__half>() : ring_bytes<float>();
-    int blocks = 1;
-    while (blocks < kRingCluster && blocks * most < bytes) blocks *= 2;
-    if (blocks * most >= bytes) return {CrossEntropyRegime::Ring, 0, blocks, 1, false};
-  }
+  if (ring_blocks > 0 && has_clusters()) return {CrossEntropyRegime::Ring, 0, ring_blocks, 1, false};
   int slices = 1;
   if (clusters) {
     while (slices < kMaxCluster && (slices * kShapes[kSliceOfCluster].bytes() < bytes || slices < wanted)) slices *= 2;
@@ -856,7 +716,16 @@ void scale_gradient(T* gradient, std::int64_t n, const A* by, int multiprocessor
   launch(scale_elements<T, A>, {grid(blocks, multiprocessors, 256), 256}, stream, gradient, n, by);
 }
 
+template <class T, class A>
+int cross_entropy_ring_blocks(const CrossEntropyWork<T, A>& work, Mode mode) {
+  if (std::is_same_v<T, double> || mode == Mode::Backward) return 0;
+  if (!begin_alike<T>(work.rows, {{work.logits, 0}, {work.gradient, 1}, {work.probabilities, 3}})) return 0;
+  const auto kind = ring_classes(work);
+  return ring_blocks(sizeof(T), kind == RingClasses::Probabilities ? 2 : 1, kind != RingClasses::Plain, work.classes);
+}
+
 #define INSTANTIATE(T, A)                                                                                             \
+  template int cross_entropy_ring_blocks(const CrossEntropyWork<T, A>&, Mode);                                        \
   template void run_cross_entropy(const CrossEntropyCall<T, A>&, Mode, const CrossEntropyRegime&, int, cudaStream_t); \
   template void scale_gradient(T*, std::int64_t, const A*, int, cudaStream_t);
 MASKED_LOSS_EACH_DTYPE(INSTANTIATE)

@@ -28,7 +28,7 @@ struct CrossEntropyRegime {
   enum Kind {
     Lanes,   // any strides: few threads a row, which is read twice for a gradient
     Packs,   // classes side by side: a row is held on chip by `lanes` threads of one block, or of a cluster of blocks
-    Ring,    // long rows of 16-byte packs and class indices alone: by persistent clusters of `slices` blocks
+    Ring,    // long rows: by persistent clusters of `slices` blocks
     Slices,  // few long rows: by many blocks each, and the parts put together by a kernel of its own
   } kind;
   int shape;        // Packs, Slices: the index of the size of a tile
@@ -37,24 +37,15 @@ struct CrossEntropyRegime {
   bool rows_first;  // Lanes: neighbouring threads take neighbouring rows, not classes
 };
 
-// For the current device. `contiguous`: classes are contiguous in all operands; `plain`: rows are whole packs at
-// multiples of 16 bytes, and there are class indices without label smoothing or a class mask.
-CrossEntropyRegime pick_cross_entropy_regime(CrossEntropyMode mode, std::int64_t rows, std::int64_t classes,
-                                             std::int64_t element_bytes, bool contiguous, bool plain,
-                                             int multiprocessors);
-
-// Whether a call is that.
+// How many blocks of a ring share a row; 0 where its rows are too short or too long, or do not begin alike in all
+// operands. Classes have to be contiguous.
 template <class T, class A>
-bool is_plain(const CrossEntropyWork<T, A>& work) {
-  constexpr std::int64_t pack = 16 / sizeof(T);
-  bool aligned = work.classes % pack == 0;
-  const void* operands[] = {work.logits, work.gradient};
-  for (int k = 0; k < 2; ++k) {
-    aligned &= reinterpret_cast<std::uintptr_t>(operands[k]) % 16 == 0;
-    for (int d = 0; d < work.rows.dims && operands[k] != nullptr; ++d) aligned &= work.rows.strides[k][d] % pack == 0;
-  }
-  return aligned && work.class_mask == nullptr && work.probabilities == nullptr && work.label_smoothing == 0;
-}
+int cross_entropy_ring_blocks(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode);
+
+// For the current device. `contiguous`: classes are contiguous in all operands.
+CrossEntropyRegime pick_cross_entropy_regime(CrossEntropyMode mode, std::int64_t rows, std::int64_t classes,
+                                             std::int64_t element_bytes, bool contiguous, int ring_blocks,
+                                             int multiprocessors);
 
 // In the regime Slices a gradient in the forward pass is made by two passes, and `softmax` has to be given.
 template <class T, class A>

@@ -29,8 +29,9 @@ struct Backend {
       const auto work = operands.work<decltype(t), decltype(a)>();
       const bool contiguous_classes = work.input_stride == 1 && work.grad_stride == 1 && work.result_stride == 1 &&
                                       (work.mask_stride == 0 || work.mask_stride == 1);
-      const auto regime = pick_softmax_regime(pass, work.rows.count, work.classes, sizeof(t), contiguous_classes,
-                                              contiguous_rows(work), device.multiprocessors);
+      const auto regime =
+          pick_softmax_regime(pass, work.rows.count, work.classes, sizeof(t), contiguous_classes, contiguous_rows(work),
+                              softmax_ring_blocks(work, pass), device.multiprocessors);
       run_softmax(work, pass, regime, device.multiprocessors, device.stream);
     });
   }

@@ -1,6 +1,7 @@
 #include "cuda/softmax_kernel.h"
 
 #include "cuda/row_packs.cuh"
+#include "cuda/softmax_ring.cuh"
 
 namespace masked_loss::cuda {
 namespace {
@@ -532,7 +533,7 @@ void run_kind(const SoftmaxWork<T, A>& work, bool log, const SoftmaxRegime& regi
 }  // namespace
 
 SoftmaxRegime pick_softmax_regime(Pass pass, std::int64_t rows, std::int64_t classes, std::int64_t element_bytes,
-                                  bool contiguous_classes, bool contiguous_rows, int multiprocessors) {
+                                  bool contiguous_classes, bool contiguous_rows, int ring_blocks, int multiprocessors) {
   if (!contiguous_classes || element_bytes > 4 || classes * element_bytes <= kFewBytes ||
       classes >= (std::int64_t{1} << 30)) {
     SoftmaxRegime regime{SoftmaxRegime::Lanes, 0, 1, !contiguous_classes && contiguous_rows};
@@ -544,6 +545,9 @@ SoftmaxRegime pick_softmax_regime(Pass pass, std::int64_t rows, std::int64_t cla
     while (!enough()) regime.lanes *= 2;
     return regime;
   }
+  if (ring_blocks > 0 && ptx_version<&softmax_packs<float, Kind::Softmax, 32, 16>>() >= 90) {
+    return {SoftmaxRegime::Ring, 0, 1, false, ring_blocks};
+  }
   const auto shape = with_kind(pass, [&](auto kind) { return pick_shape<kind()>(classes); });
   return {SoftmaxRegime::Packs, shape, 1, false};
 }
@@ -552,11 +556,18 @@ template <class T, class A>
 void run_softmax(const SoftmaxWork<T, A>& work, Pass pass, const SoftmaxRegime& regime, int multiprocessors,
                  cudaStream_t stream) {
   if (work.rows.count == 0) return;
+  if constexpr (!std::is_same_v<T, double>) {
+    if (regime.kind == SoftmaxRegime::Ring) {
+      return work.mask != nullptr || work.queries > 0 ? run_softmax_ring<true>(work, pass, regime.blocks, stream)
+                                                      : run_softmax_ring<false>(work, pass, regime.blocks, stream);
+    }
+  }
   const bool log = pass == Pass::LogSoftmax || pass == Pass::LogSoftmaxBackward;
   with_kind(pass, [&](auto kind) { run_kind<T, kind()>(work, log, regime, multiprocessors, stream); });
 }
 
-#define INSTANTIATE(T, A) \
+#define INSTANTIATE(T, A)                                                  \
+  template int softmax_ring_blocks(const SoftmaxWork<T, A>&, SoftmaxPass); \
   template void run_softmax(const SoftmaxWork<T, A>&, Pass, const SoftmaxRegime&, int, cudaStream_t);
 MASKED_LOSS_EACH_DTYPE(INSTANTIATE)
 #undef INSTANTIATE

@@ -11,15 +11,23 @@ struct SoftmaxRegime {
   enum Kind {
     Lanes,  // any strides: few threads a row, whose elements are read twice where something is summed first
     Packs,  // classes side by side: a row is held on chip by a warp or a block; of longer ones a part is read twice
+    Ring,   // long rows of such: by persistent clusters of blocks
   } kind;
   int shape;        // Packs: the index of the size of a tile
   int lanes;        // Lanes: threads a row
   bool rows_first;  // Lanes: neighbouring threads take neighbouring rows, not classes
+  int blocks = 1;   // Ring: those that share a row
 };
 
-// `contiguous_classes`, `contiguous_rows`: whether they are contiguous in all operands with elements.
+// How many blocks of a ring share a row; 0 where its rows are too short or too long, or do not begin alike in all
+// operands.
+template <class T, class A>
+int softmax_ring_blocks(const SoftmaxWork<T, A>& work, SoftmaxPass pass);
+
+// For the current device. `contiguous_classes`, `contiguous_rows`: whether they are contiguous in all operands with
+// elements.
 SoftmaxRegime pick_softmax_regime(SoftmaxPass pass, std::int64_t rows, std::int64_t classes, std::int64_t element_bytes,
-                                  bool contiguous_classes, bool contiguous_rows, int multiprocessors);
+                                  bool contiguous_classes, bool contiguous_rows, int ring_blocks, int multiprocessors);
 
 // T is the device's type of the elements.
 template <class T, class A>

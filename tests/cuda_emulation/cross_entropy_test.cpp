@@ -16,7 +16,8 @@ struct Case {
   int lanes = 0;        // of the regime Lanes, where it is not to be picked
   bool extras = false;  // class mask, class weights, label smoothing, z-loss
   bool probabilities = false;
-  bool aligned = false;  // what is read and written, to 16 bytes
+  int alike = -1;       // so many elements behind a multiple of 16 bytes all operands but the mask begin; or anywhere
+  bool lowest = false;  // many logits are the smallest number, and all of the first row
 };
 
 template <class T>
@@ -28,10 +29,10 @@ class Problem {
       : of_(of),
         random_(seed),
         elements_(std::size_t(of.rows * of.classes)),
-        logits_(elements_, of.aligned ? 0 : random_() % 8),
-        gradient_(elements_, of.aligned ? 0 : random_() % 8),
+        logits_(elements_, of.alike >= 0 ? of.alike : random_() % 8),
+        gradient_(elements_, of.alike >= 0 ? of.alike : random_() % 8),
         class_mask_(of.extras ? elements_ : 0, random_() % 8),
-        probabilities_(of.probabilities ? elements_ : 0, random_() % 8),
+        probabilities_(of.probabilities ? elements_ : 0, of.alike >= 0 ? of.alike : random_() % 8),
         weight_(of.classes),
         index_(of.rows),
         order_(of.rows),
@@ -49,6 +50,14 @@ class Problem {
     }
     for (std::int64_t r = 0, i = kept_[0]; r < of.rows; ++r) {
       if (index_[r] < 0) order_[i++] = r;
+    }
+    if (of.lowest) {
+      const double lowest = std::is_same_v<T, __half> ? -65504 : std::is_same_v<T, float> ? -3.4028234e38 : -3.38e38;
+      for (std::int64_t r = 0; r < of.rows; ++r) {
+        for (std::int64_t c = 0; c < of.classes; ++c) {
+          if (r == 0 || (c != index_[r] && (c / 1000 + r) % 3 != 0)) logits_[offset(r, c)] = element<T>(lowest);
+        }
+      }
     }
     if (of.extras) {
       for (auto& allowed : class_mask_) allowed = mask_byte(random_() % 4 != 0, random_);
@@ -70,7 +79,7 @@ class Problem {
     for (std::int64_t r = 0; r < of.rows; ++r) expected_.push_back(softmax_of(r));
   }
 
-  void check(Mode mode) {
+  CrossEntropyRegime::Kind check(Mode mode) {
     std::fill(gradient_.begin(), gradient_.end(), element<T>(std::nan("")));
     std::fill(loss_.begin(), loss_.end(), A(7));
     for (std::int64_t r = 0; r < of_.rows; ++r) {
@@ -85,6 +94,7 @@ class Problem {
                       std::to_string(of_.probabilities);
     SCOPED_TRACE(what);
     for (std::int64_t r = 0; r < of_.rows; ++r) check_row(mode, r);
+    return regime.kind;
   }
 
  private:
@@ -114,8 +124,8 @@ class Problem {
     call.order = order_.data();
     call.kept = kept_.data();
     emulation::ptx_version = of_.clusters ? 90 : 89;
-    auto regime = pick_cross_entropy_regime(mode, of_.rows, of_.classes, sizeof(T), of_.beside, is_plain(work),
-                                            of_.multiprocessors);
+    auto regime = pick_cross_entropy_regime(mode, of_.rows, of_.classes, sizeof(T), of_.beside,
+                                            cross_entropy_ring_blocks(work, mode), of_.multiprocessors);
     if (of_.lanes > 0) regime.lanes = of_.lanes;
     Buffer<RowPart<A>> parts(of_.rows * regime.slices);
     call.parts = parts.data();
@@ -236,6 +246,17 @@ class CrossEntropyKernel : public ::testing::Test {
       }
     }
   }
+
+  // In no other regime: double alone has no ring.
+  static void check_ring(Case of, int random_schedules, int alike = 0) {
+    if (std::is_same_v<T, double>) return;
+    of.alike = alike;
+    for (const auto mode : {Mode::Forward, Mode::ForwardGrad}) {
+      Problem<T> problem(of, unsigned(of.classes));
+      with_schedules(random_schedules, [&] { EXPECT_EQ(problem.check(mode), CrossEntropyRegime::Ring); });
+      if (::testing::Test::HasFailure()) return;
+    }
+  }
 };
 
 using Types = ::testing::Types<float, double, __nv_bfloat16, __half>;
@@ -290,11 +311,11 @@ TEST(CrossEntropyRegime, ClustersAreUpToWhatTheKernelsAreCompiledFor) {
   for (const int version : {75, 80, 89, 90, 100, 120}) {
     emulation::ptx_version = version;
     for (const std::int64_t rows : {2048, 20}) {  // of 128 KB
-      const auto regime = pick_cross_entropy_regime(Mode::ForwardGrad, rows, 32000, 4, true, false, 132);
+      const auto regime = pick_cross_entropy_regime(Mode::ForwardGrad, rows, 32000, 4, true, 0, 132);
       EXPECT_EQ(regime.kind == CrossEntropyRegime::Packs && regime.slices > 1, version >= 90) << version;
     }
-    EXPECT_EQ(pick_cross_entropy_regime(Mode::Forward, 2048, 32000, 4, true, false, 132).slices, 1) << version;
-    const auto plain = pick_cross_entropy_regime(Mode::ForwardGrad, 2048, 32000, 4, true, true, 132);
+    EXPECT_EQ(pick_cross_entropy_regime(Mode::Forward, 2048, 32000, 4, true, 0, 132).slices, 1) << version;
+    const auto plain = pick_cross_entropy_regime(Mode::ForwardGrad, 2048, 32000, 4, true, 1, 132);
     EXPECT_EQ(plain.kind == CrossEntropyRegime::Ring, version >= 90) << version;
   }
   emulation::ptx_version = 90;
@@ -303,24 +324,42 @@ TEST(CrossEntropyRegime, ClustersAreUpToWhatTheKernelsAreCompiledFor) {
 // Rows in a ring of chunks, by one block or a cluster; fewer rows than groups of warps, and so many that the ring is
 // filled again. Not all blocks of a cluster have as many chunks.
 TYPED_TEST(CrossEntropyKernel, RowsInARing) {
-  for (const auto& [bytes, rows] : {std::pair(32768, 30),
-                                    {49168, 9},
-                                    {65536, 20},
-                                    {98320, 7},
-                                    {131088, 5},
-                                    {294928, 3},
-                                    {400000, 4},
-                                    {20 << 20, 2}}) {
+  for (const auto& [bytes, rows] :
+       {std::pair(32768, 30), {49168, 9}, {65536, 20}, {98320, 7}, {131088, 5}, {294928, 3}, {400000, 4}}) {
     if (kShort && bytes > 40000) continue;
-    if (bytes > 1 << 20 && sizeof(TypeParam) != 4) continue;  // longer than rings are
-    Case of{kShort ? 4 : rows, bytes / 16 * std::int64_t(16 / sizeof(TypeParam)), 1, true};
-    of.aligned = true;
-    for (const auto mode : {Mode::Forward, Mode::ForwardGrad}) {
-      Problem<TypeParam> problem(of, unsigned(bytes));
-      with_schedules(bytes < 1 << 16 ? 4 : 1, [&] { problem.check(mode); });
-      if (::testing::Test::HasFailure()) return;
+    const Case of{kShort ? 4 : rows, bytes / std::int64_t(sizeof(TypeParam)), 1, true};
+    this->check_ring(of, bytes < 1 << 16 ? 4 : 1);
+  }
+}
+
+// Rows that begin anywhere have elements beside packs.
+TYPED_TEST(CrossEntropyKernel, UnalignedRowsInARing) {
+  for (const auto& [bytes, rows] : {std::pair(32800, 12), {70010, 9}, {200010, 4}}) {
+    if (kShort && bytes > 40000) continue;
+    for (const int alike : {0, 1, 3}) {
+      const Case of{kShort ? 4 : rows, bytes / std::int64_t(sizeof(TypeParam)) | 1, 1, true};
+      this->check_ring(of, 1, alike);
     }
   }
+}
+
+// Class masks, weights and label smoothing, probabilities, and all of them.
+TYPED_TEST(CrossEntropyKernel, ClassesInARing) {
+  for (const auto& [bytes, rows, alike] : {std::tuple(32768, 12, 0), {33010, 9, 1}, {100000, 5, 0}, {190010, 4, 2}}) {
+    if (kShort && bytes > 40000) continue;
+    for (const auto& [extras, probabilities] : {std::pair(true, false), {false, true}, {true, true}}) {
+      Case of{kShort ? 4 : rows, (bytes + alike) / std::int64_t(sizeof(TypeParam)), 1, true};
+      of.extras = extras;
+      of.probabilities = probabilities;
+      this->check_ring(of, 2, alike);
+    }
+  }
+}
+
+TYPED_TEST(CrossEntropyKernel, LowestLogitsInARing) {
+  Case of{4, 40000 / std::int64_t(sizeof(TypeParam)), 1, true};
+  of.lowest = true;
+  this->check_ring(of, 1);
 }
 
 // Classes that lie apart, as in [B, C, T].

@@ -21,7 +21,8 @@ struct Case {
   bool grad_apart = false;  // classes of what arrives from upstream are not neighbours
   bool special = false;     // infinities and NaN where they are kept
   int multiprocessors = 1;
-  int lanes = 0;  // of the regime Lanes, where it is not to be picked
+  int lanes = 0;   // of the regime Lanes, where it is not to be picked
+  int alike = -1;  // so many elements behind a multiple of 16 bytes all operands but the mask begin; or anywhere
 };
 
 template <class T>
@@ -35,9 +36,9 @@ class Problem {
         random_(seed),
         width_((of.beside ? of.classes : of.rows) + of.gap),
         elements_(std::size_t((of.beside ? of.rows : of.classes) * width_)),
-        input_(elements_, random_() % 8),
-        grad_(elements_ * (of.grad_apart ? 2 : 1), random_() % 8),
-        result_(elements_, random_() % 8),
+        input_(elements_, of.alike >= 0 ? of.alike : random_() % 8),
+        grad_(elements_ * (of.grad_apart ? 2 : 1), of.alike >= 0 ? of.alike : random_() % 8),
+        result_(elements_, of.alike >= 0 ? of.alike : random_() % 8),
         mask_(of.rows * of.classes, random_() % 8),
         reduced_(of.rows),
         row_grad_(of.rows) {
@@ -70,7 +71,7 @@ class Problem {
     }
   }
 
-  void check() {
+  SoftmaxRegime::Kind check() {
     std::fill(result_.begin(), result_.end(), element<T>(7));
     const bool reads = pass_ == Pass::LogsumexpBackward;
     Buffer<A> reduced(of_.rows);
@@ -88,8 +89,9 @@ class Problem {
       }
     }
     if (of_.gap > 0) {
-      ASSERT_EQ(number(result_[elements_ - 1]), 7);
+      EXPECT_EQ(number(result_[elements_ - 1]), 7);
     }
+    return regime.kind;
   }
 
  private:
@@ -142,7 +144,7 @@ class Problem {
     const bool beside = work.input_stride == 1 && work.grad_stride == 1 && work.result_stride == 1 &&
                         (work.mask_stride == 0 || work.mask_stride == 1);
     auto regime = pick_softmax_regime(pass_, of_.rows, of_.classes, sizeof(T), beside, !of_.beside && twice == 1,
-                                      of_.multiprocessors);
+                                      softmax_ring_blocks(work, pass_), of_.multiprocessors);
     if (of_.lanes > 0) regime.lanes = of_.lanes;
     run_softmax(work, pass_, regime, of_.multiprocessors, nullptr);
     return regime;
@@ -233,6 +235,17 @@ class SoftmaxKernel : public ::testing::Test {
       if (::testing::Test::HasFailure()) return;
     }
   }
+
+  // In no other regime, but for what has no ring.
+  static void check_ring(Case of, int random_schedules = 1) {
+    if (std::is_same_v<T, double>) return;
+    for (const auto pass : kPasses) {
+      if (pass == Pass::LogsumexpBackward || (of.special && int(pass) > int(Pass::Logsumexp))) continue;
+      Problem<T> problem(of, pass, unsigned(of.classes * 31 + of.rows));
+      with_schedules(random_schedules, [&] { EXPECT_EQ(problem.check(), SoftmaxRegime::Ring); });
+      if (::testing::Test::HasFailure()) return;
+    }
+  }
 };
 
 using Types = ::testing::Types<float, double, __nv_bfloat16, __half>;
@@ -305,6 +318,42 @@ TYPED_TEST(SoftmaxKernel, InfinitiesAndNan) {
       this->check({.rows = 15, .classes = classes, .mask = mask, .special = true});
       this->check({.rows = 15, .classes = classes, .mask = mask, .beside = false, .special = true});
     }
+  }
+}
+
+// Long rows in a ring of chunks, by one block or a cluster.
+TYPED_TEST(SoftmaxKernel, RowsInARing) {
+  for (const auto& [bytes, rows, alike] : {std::tuple(32768, 9, 0), {33010, 9, 1}, {65536, 6, 3}, {190010, 4, 0}}) {
+    if (kShort && bytes > 33000) continue;
+    const auto classes = bytes / std::int64_t(sizeof(TypeParam));
+    if (std::is_same_v<TypeParam, __half> && classes > 40000) continue;  // its gradients are infinite
+    for (const auto mask : {Mask::None, Mask::Dense}) {
+      this->check_ring({.rows = kShort ? 4 : rows, .classes = classes, .mask = mask, .alike = alike});
+    }
+  }
+}
+
+TYPED_TEST(SoftmaxKernel, MasksInARing) {
+  const auto classes = (kShort ? 32770 : 70010) / std::int64_t(sizeof(TypeParam));
+  for (const auto mask : {Mask::None, Mask::Dense, Mask::Shared, Mask::OfRows}) {
+    for (const bool causal : {false, true}) {
+      if (kShort && mask != Mask::OfRows) continue;
+      this->check_ring({.rows = 6, .classes = classes, .mask = mask, .causal = causal, .alike = 2}, 0);
+    }
+  }
+}
+
+// The diagonal goes through the chunks of a row, of which those behind it are not read.
+TYPED_TEST(SoftmaxKernel, CausalChunks) {
+  if (kShort || sizeof(TypeParam) == 8) return;
+  const auto classes = 40000 / std::int64_t(sizeof(TypeParam));
+  this->check_ring({.rows = 2 * 40, .classes = classes, .mask = Mask::None, .causal = true, .alike = 0}, 0);
+}
+
+TYPED_TEST(SoftmaxKernel, InfinitiesAndNanInARing) {
+  const auto classes = 33000 / std::int64_t(sizeof(TypeParam));
+  for (const auto mask : {Mask::None, Mask::Dense}) {
+    this->check_ring({.rows = kShort ? 4 : 15, .classes = classes, .mask = mask, .special = true, .alike = 1});
   }
 }
 
