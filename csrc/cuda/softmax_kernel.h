@@ -3,27 +3,26 @@
 #include <cuda_runtime_api.h>
 
 #include "common/softmax.h"
+#include "cuda/row_regime.h"
 
 namespace masked_loss::cuda {
 
-// How the rows are spread over threads.
-struct SoftmaxRegime {
-  enum Kind {
-    Lanes,  // any strides: few threads a row, whose elements are read twice where something is summed first
-    Packs,  // classes side by side: a row is held on chip by a warp or a block; of longer ones a part is read twice
-  } kind;
-  int shape;        // Packs: the index of the size of a tile
-  int lanes;        // Lanes: threads a row
-  bool rows_first;  // Lanes: neighbouring threads take neighbouring rows, not classes
-};
-
-// `contiguous_classes`, `contiguous_rows`: whether they are contiguous in all operands with elements.
-SoftmaxRegime pick_softmax_regime(SoftmaxPass pass, std::int64_t rows, std::int64_t classes, std::int64_t element_bytes,
-                                  bool contiguous_classes, bool contiguous_rows, int multiprocessors);
-
 // T is the device's type of the elements.
 template <class T, class A>
-void run_softmax(const SoftmaxWork<T, A>& work, SoftmaxPass pass, const SoftmaxRegime& regime, int multiprocessors,
-                 cudaStream_t stream);
+RowFacts softmax_facts(const SoftmaxWork<T, A>& work) {
+  const RowOperand operands[] = {
+      {work.input, 0, work.input_stride}, {work.grad, 1, work.grad_stride}, {work.result, 2, work.result_stride}};
+  return row_facts(work.rows, work.classes, sizeof(T), operands, {work.mask, 3, work.mask_stride}, work.queries > 0);
+}
+
+RowRegime pick_softmax_regime(SoftmaxPass pass, const RowFacts& facts, int multiprocessors);
+
+// What a part of a row takes in memory, where the regime has rows in parts.
+template <class A>
+inline constexpr std::int64_t kSoftmaxPartBytes = 2 * sizeof(A);
+
+template <class T, class A>
+void run_softmax(const SoftmaxWork<T, A>& work, SoftmaxPass pass, const RowRegime& regime, void* parts,
+                 int multiprocessors, cudaStream_t stream);
 
 }  // namespace masked_loss::cuda

@@ -13,7 +13,7 @@ struct Case {
   int multiprocessors;
   bool clusters;        // whether the kernels are compiled for them
   bool beside = true;   // classes lie beside one another; otherwise rows do
-  int lanes = 0;        // of the regime Lanes, where it is not to be picked
+  int lanes = 0;        // of tiles, where they are not to be picked
   bool extras = false;  // class mask, class weights, label smoothing, z-loss
   bool probabilities = false;
   bool aligned = false;  // what is read and written, to 16 bytes
@@ -78,8 +78,8 @@ class Problem {
       softmax_[r] = mode == Mode::Backward ? Softmax<A>{A(softmax.max), A(softmax.sum)} : Softmax<A>{A(7), A(7)};
     }
     const auto regime = run(mode);
-    const auto what = "kind " + std::to_string(regime.kind) + " shape " + std::to_string(regime.shape) + " slices " +
-                      std::to_string(regime.slices) + " lanes " + std::to_string(regime.lanes) + " mode " +
+    const auto what = "kind " + std::to_string(regime.kind) + " width " + std::to_string(regime.width) + " slices " +
+                      std::to_string(regime.slices) + " lanes " + std::to_string(regime.shape.lanes) + " mode " +
                       std::to_string(int(mode)) + " rows " + std::to_string(of_.rows) + " classes " +
                       std::to_string(of_.classes) + " extras " + std::to_string(of_.extras) + " probabilities " +
                       std::to_string(of_.probabilities);
@@ -93,7 +93,7 @@ class Problem {
   }
   bool allows(std::int64_t row, std::int64_t c) { return !of_.extras || class_mask_[offset(row, c)]; }
 
-  CrossEntropyRegime run(Mode mode) {
+  RowRegime run(Mode mode) {
     CrossEntropyCall<T, A> call{};
     auto& work = call.work;
     const std::int64_t row_stride = of_.beside ? of_.classes : 1, class_stride = of_.beside ? 1 : of_.rows;
@@ -114,10 +114,10 @@ class Problem {
     call.order = order_.data();
     call.kept = kept_.data();
     emulation::ptx_version = of_.clusters ? 90 : 89;
-    auto regime = pick_cross_entropy_regime(mode, of_.rows, of_.classes, sizeof(T), of_.beside, is_plain(work),
-                                            of_.multiprocessors);
-    if (of_.lanes > 0) regime.lanes = of_.lanes;
-    Buffer<RowPart<A>> parts(of_.rows * regime.slices);
+    auto regime =
+        pick_cross_entropy_regime(mode, cross_entropy_facts(work), cross_entropy_extras(work), of_.multiprocessors);
+    if (of_.lanes > 0) regime.shape = {of_.lanes, 128};
+    Buffer<unsigned char> parts(of_.rows * regime.slices * cross_entropy_part_bytes(work));
     call.parts = parts.data();
     run_cross_entropy(call, mode, regime, of_.multiprocessors, nullptr);
     return regime;
@@ -290,12 +290,14 @@ TEST(CrossEntropyRegime, ClustersAreUpToWhatTheKernelsAreCompiledFor) {
   for (const int version : {75, 80, 89, 90, 100, 120}) {
     emulation::ptx_version = version;
     for (const std::int64_t rows : {2048, 20}) {  // of 128 KB
-      const auto regime = pick_cross_entropy_regime(Mode::ForwardGrad, rows, 32000, 4, true, false, 132);
-      EXPECT_EQ(regime.kind == CrossEntropyRegime::Packs && regime.slices > 1, version >= 90) << version;
+      const RowFacts facts{rows, 32000, 4, true, true, false};
+      const auto regime = pick_cross_entropy_regime(Mode::ForwardGrad, facts, CrossEntropyExtras::None, 132);
+      EXPECT_EQ(regime.kind == RowRegime::Ring, version >= 90 && rows == 2048) << version;
+      EXPECT_EQ(regime.kind == RowRegime::Packs && regime.slices > 1, rows == 20) << version;
+      EXPECT_NE(pick_cross_entropy_regime(Mode::ForwardGrad, facts, CrossEntropyExtras::Classes, 132).kind,
+                RowRegime::Ring)
+          << version;
     }
-    EXPECT_EQ(pick_cross_entropy_regime(Mode::Forward, 2048, 32000, 4, true, false, 132).slices, 1) << version;
-    const auto plain = pick_cross_entropy_regime(Mode::ForwardGrad, 2048, 32000, 4, true, true, 132);
-    EXPECT_EQ(plain.kind == CrossEntropyRegime::Ring, version >= 90) << version;
   }
   emulation::ptx_version = 90;
 }
