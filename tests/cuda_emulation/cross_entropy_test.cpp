@@ -335,6 +335,26 @@ TYPED_TEST(CrossEntropyKernel, ClassesApart) {
   }
 }
 
+// Packs of neighbouring rows.
+TYPED_TEST(CrossEntropyKernel, RowsInPacks) {
+  for (const std::int64_t classes : {2, 21, 70, 300}) {
+    if (kShort && classes > 21) continue;
+    Case of{24, classes, 1, false, /*beside=*/false};
+    of.aligned = true;
+    this->check(of);
+  }
+}
+
+// Whole packs, of several rows a warp, and of a block.
+TYPED_TEST(CrossEntropyKernel, WholePacks) {
+  for (const std::int64_t classes : {8, 40, 256, 1000, 2048}) {
+    if (kShort && classes > 256) continue;
+    Case of{11, classes, 1, false};
+    of.aligned = true;
+    this->check(of);
+  }
+}
+
 TYPED_TEST(CrossEntropyKernel, ScaleGradient) {
   using A = typename Problem<TypeParam>::A;
   for (const std::int64_t n : {1, 7, 40, 5000}) {
