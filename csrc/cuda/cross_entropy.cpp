@@ -23,7 +23,6 @@ Tensor forward(const Tensor& input, const Tensor& target, const OptionalTensor& 
     const RowView<A> view(arguments);
     CrossEntropyRun<decltype(t)> run(make_cross_entropy_work<decltype(t)>(view, input, options, gradient), mode,
                                      device);
-    if (run.keeps_softmax()) states = at::empty(softmax_sizes(arguments), accumulation);
     const auto plan = make_row_plan(view,
                                     {.reduction = options.reduction,
                                      .normalizer = options.normalizer,

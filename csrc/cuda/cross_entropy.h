@@ -18,24 +18,12 @@ class CrossEntropyRun {
   CrossEntropyRun(const CrossEntropyWork<T, A>& of, CrossEntropyMode mode, const Device& device)
       : mode_(mode), device_(device) {
     call_.work = of;
-    const auto& work = call_.work;
-    const bool contiguous = work.logits_stride == 1 && work.gradient_stride == 1 && work.class_mask_stride == 1 &&
-                            work.probabilities_stride == 1;
-    regime_ = pick_cross_entropy_regime(mode, work.rows.count, work.classes, sizeof(T), contiguous,
-                                        cross_entropy_ring_blocks(work, mode), device.multiprocessors);
+    auto facts = cross_entropy_facts(of);
+    facts.ring_blocks = cross_entropy_ring_blocks(of, mode);
+    regime_ = pick_cross_entropy_regime(mode, facts, cross_entropy_extras(of), device.multiprocessors);
   }
 
-  bool lists_rows() const { return regime_.kind != CrossEntropyRegime::Lanes; }
-
-  // Whether a gradient may lie over its logits: a row is read before any of it is written.
-  bool works_in_place() const {
-    return regime_.kind == CrossEntropyRegime::Packs || regime_.kind == CrossEntropyRegime::Ring;
-  }
-
-  // Rows that are split need the softmax for the gradient's pass.
-  bool keeps_softmax() const {
-    return regime_.kind == CrossEntropyRegime::Slices && mode_ == CrossEntropyMode::ForwardGrad;
-  }
+  bool lists_rows() const { return regime_.kind != RowRegime::Tiles; }
 
   void operator()(const RowPlan<A>& plan, const Tensor& loss, const Tensor& softmax) {
     auto& work = call_.work;
@@ -48,10 +36,10 @@ class CrossEntropyRun {
       call_.order = plan.order.template const_data_ptr<std::int64_t>();
       call_.kept = plan.kept.template const_data_ptr<std::int64_t>();
     }
-    if (regime_.kind == CrossEntropyRegime::Slices && mode_ != CrossEntropyMode::Backward) {
-      const auto bytes = work.rows.count * regime_.slices * static_cast<std::int64_t>(sizeof(RowPart<A>));
+    if (regime_.kind == RowRegime::Packs && regime_.slices > 1) {
+      const auto bytes = work.rows.count * regime_.slices * cross_entropy_part_bytes(work);
       parts = at::empty({bytes}, plan.index.options().dtype(at::kByte));
-      call_.parts = reinterpret_cast<RowPart<A>*>(parts.data_ptr<std::uint8_t>());
+      call_.parts = parts.mutable_data_ptr();
     }
     run_cross_entropy(call_, mode_, regime_, device_.multiprocessors, device_.stream);
   }
@@ -60,7 +48,7 @@ class CrossEntropyRun {
   const CrossEntropyMode mode_;
   const Device device_;
   CrossEntropyCall<T, A> call_{};
-  CrossEntropyRegime regime_;
+  RowRegime regime_;
 };
 
 }  // namespace masked_loss::cuda

@@ -3,15 +3,9 @@
 #include <cuda_runtime_api.h>
 
 #include "common/cross_entropy.h"
+#include "cuda/row_regime.h"
 
 namespace masked_loss::cuda {
-
-// What a part of a row has come to.
-template <class A>
-struct RowPart {
-  Softmax<A> softmax;
-  ClassSums smoothing, target;  // the latter of class probabilities
-};
 
 // T is the device's type of the logits. What order and kept mean is said in row_plan_kernel.h.
 template <class T, class A>
@@ -19,37 +13,46 @@ struct CrossEntropyCall {
   CrossEntropyWork<T, A> work;
   const std::int64_t* order;
   const std::int64_t* kept;
-  int slices;         // of a row
-  RowPart<A>* parts;  // [N, slices], or null where a row is reduced in one go
+  void* parts;  // [N, slices] of cross_entropy_part_bytes(work) each, where the regime has rows in parts
 };
 
-// How the rows are spread over threads.
-struct CrossEntropyRegime {
-  enum Kind {
-    Lanes,   // any strides: few threads a row, which is read twice for a gradient
-    Packs,   // classes side by side: a row is held on chip by `lanes` threads of one block, or of a cluster of blocks
-    Ring,    // long rows: by persistent clusters of `slices` blocks
-    Slices,  // few long rows: by many blocks each, and the parts put together by a kernel of its own
-  } kind;
-  int shape;        // Packs, Slices: the index of the size of a tile
-  int slices;       // of a row
-  int lanes;        // Lanes: threads a row
-  bool rows_first;  // Lanes: neighbouring threads take neighbouring rows, not classes
+template <class T, class A>
+RowFacts cross_entropy_facts(const CrossEntropyWork<T, A>& work) {
+  const RowOperand operands[] = {{work.logits, 0, work.logits_stride},
+                                 {work.gradient, 1, work.gradient_stride},
+                                 {work.probabilities, 3, work.probabilities_stride}};
+  return row_facts(work.rows, work.classes, sizeof(T), operands, {work.class_mask, 2, work.class_mask_stride}, false);
+}
+
+// What there is to say of classes, beside which one is the target.
+enum class CrossEntropyExtras {
+  None,
+  Classes,       // a class mask or label smoothing
+  Probabilities  // and class probabilities
 };
+
+template <class T, class A>
+CrossEntropyExtras cross_entropy_extras(const CrossEntropyWork<T, A>& work) {
+  if (work.probabilities != nullptr) return CrossEntropyExtras::Probabilities;
+  const bool classes = work.class_mask != nullptr || work.label_smoothing != 0;
+  return classes ? CrossEntropyExtras::Classes : CrossEntropyExtras::None;
+}
 
 // How many blocks of a ring share a row; 0 where its rows are too short or too long, or do not begin alike in all
 // operands. Classes have to be contiguous.
 template <class T, class A>
 int cross_entropy_ring_blocks(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode);
 
-// For the current device. `contiguous`: classes are contiguous in all operands.
-CrossEntropyRegime pick_cross_entropy_regime(CrossEntropyMode mode, std::int64_t rows, std::int64_t classes,
-                                             std::int64_t element_bytes, bool contiguous, int ring_blocks,
-                                             int multiprocessors);
+// For the current device.
+RowRegime pick_cross_entropy_regime(CrossEntropyMode mode, RowFacts facts, CrossEntropyExtras extras,
+                                    int multiprocessors);
 
-// In the regime Slices a gradient in the forward pass is made by two passes, and `softmax` has to be given.
 template <class T, class A>
-void run_cross_entropy(const CrossEntropyCall<T, A>& call, CrossEntropyMode mode, const CrossEntropyRegime& regime,
+std::int64_t cross_entropy_part_bytes(const CrossEntropyWork<T, A>& work);
+
+// The gradient may lie over the logits: what is written has been read.
+template <class T, class A>
+void run_cross_entropy(const CrossEntropyCall<T, A>& call, CrossEntropyMode mode, const RowRegime& regime,
                        int multiprocessors, cudaStream_t stream);
 
 // gradient *= by, which is read on the device, but a zero stays +0 whatever the factor; of n elements side by side.

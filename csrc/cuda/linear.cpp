@@ -68,11 +68,6 @@ class Backend : public LinearBackend {
       using A = decltype(a);
       auto work = make_cross_entropy_work<A>(block);
       const auto mode = work.gradient == nullptr ? CrossEntropyMode::Forward : CrossEntropyMode::ForwardGrad;
-      Tensor apart;
-      if (work.gradient == work.logits && !CrossEntropyRun<A>(work, mode, on_.device()).works_in_place()) {
-        apart = at::empty_like(block.gradient);
-        work.gradient = apart.template mutable_data_ptr<A>();
-      }
       CrossEntropyRun<A> run(work, mode, on_.device());
       const auto rows = work.rows.count;
       RowPlan<A> plan{block.target, block.coefficient, {}, {}};
@@ -80,9 +75,7 @@ class Backend : public LinearBackend {
         plan.order = at::arange(rows, block.target.options());
         plan.kept = at::full({1}, rows, block.target.options());
       }
-      const auto softmax = run.keeps_softmax() ? at::empty({rows, 2}, loss.options()) : Tensor();
-      run(plan, loss, softmax);
-      if (apart.defined()) block.gradient.copy_(apart);
+      run(plan, loss, {});
     });
     return loss;
   }

@@ -3,35 +3,31 @@
 #include <cuda_runtime_api.h>
 
 #include "common/softmax.h"
+#include "cuda/row_regime.h"
 
 namespace masked_loss::cuda {
 
-// How the rows are spread over threads.
-struct SoftmaxRegime {
-  enum Kind {
-    Lanes,  // any strides: few threads a row, whose elements are read twice where something is summed first
-    Packs,  // classes side by side: a row is held on chip by a warp or a block; of longer ones a part is read twice
-    Ring,   // long rows of such: by persistent clusters of blocks
-  } kind;
-  int shape;        // Packs: the index of the size of a tile
-  int lanes;        // Lanes: threads a row
-  bool rows_first;  // Lanes: neighbouring threads take neighbouring rows, not classes
-  int blocks = 1;   // Ring: those that share a row
-};
+// T is the device's type of the elements.
+template <class T, class A>
+RowFacts softmax_facts(const SoftmaxWork<T, A>& work) {
+  const RowOperand operands[] = {
+      {work.input, 0, work.input_stride}, {work.result, 1, work.result_stride}, {work.grad, 3, work.grad_stride}};
+  return row_facts(work.rows, work.classes, sizeof(T), operands, {work.mask, 2, work.mask_stride}, work.queries > 0);
+}
 
 // How many blocks of a ring share a row; 0 where its rows are too short or too long, or do not begin alike in all
 // operands.
 template <class T, class A>
 int softmax_ring_blocks(const SoftmaxWork<T, A>& work, SoftmaxPass pass);
 
-// For the current device. `contiguous_classes`, `contiguous_rows`: whether they are contiguous in all operands with
-// elements.
-SoftmaxRegime pick_softmax_regime(SoftmaxPass pass, std::int64_t rows, std::int64_t classes, std::int64_t element_bytes,
-                                  bool contiguous_classes, bool contiguous_rows, int ring_blocks, int multiprocessors);
+RowRegime pick_softmax_regime(SoftmaxPass pass, RowFacts facts, int multiprocessors);
 
-// T is the device's type of the elements.
+// What a part of a row takes in memory, where the regime has rows in parts.
+template <class A>
+inline constexpr std::int64_t kSoftmaxPartBytes = 2 * sizeof(A);
+
 template <class T, class A>
-void run_softmax(const SoftmaxWork<T, A>& work, SoftmaxPass pass, const SoftmaxRegime& regime, int multiprocessors,
-                 cudaStream_t stream);
+void run_softmax(const SoftmaxWork<T, A>& work, SoftmaxPass pass, const RowRegime& regime, void* parts,
+                 int multiprocessors, cudaStream_t stream);
 
 }  // namespace masked_loss::cuda

@@ -23,14 +23,14 @@ struct SoftmaxRows {
   __device__ __forceinline__ std::int64_t end() const { return count; }
   __device__ __forceinline__ std::int64_t row(std::int64_t position) const { return position; }
   __device__ __forceinline__ bool keeps(std::int64_t row) const {
-    return !kMasked || work.mask == nullptr || work.mask_stride != 0 || work.mask[work.rows.offsets(row)[3]] != 0;
+    return !kMasked || work.mask == nullptr || work.mask_stride != 0 || work.mask[work.rows.offsets(row)[2]] != 0;
   }
   __device__ __forceinline__ const T* input(int k, std::int64_t row) const {
-    return (k == 0 ? work.input : work.grad) + work.rows.offsets(row)[k];
+    return k == 0 ? work.input + work.rows.offsets(row)[0] : work.grad + work.rows.offsets(row)[3];
   }
-  __device__ __forceinline__ T* output(std::int64_t row) const { return work.result + work.rows.offsets(row)[2]; }
+  __device__ __forceinline__ T* output(std::int64_t row) const { return work.result + work.rows.offsets(row)[1]; }
   __device__ __forceinline__ const std::uint8_t* mask(std::int64_t row) const {
-    return work.mask == nullptr || work.mask_stride == 0 ? nullptr : work.mask + work.rows.offsets(row)[3];
+    return work.mask == nullptr || work.mask_stride == 0 ? nullptr : work.mask + work.rows.offsets(row)[2];
   }
   __device__ __forceinline__ std::int64_t end_of(std::int64_t row) const { return work.causal_end(row); }
 };
@@ -146,7 +146,7 @@ template <class T, class A>
 int softmax_ring_blocks(const SoftmaxWork<T, A>& work, SoftmaxPass pass) {
   if (std::is_same_v<T, double> || pass == SoftmaxPass::LogsumexpBackward) return 0;
   if (work.input_stride != 1 || work.grad_stride != 1 || work.result_stride != 1 || work.mask_stride > 1) return 0;
-  if (!begin_alike<T>(work.rows, {{work.input, 0}, {work.grad, 1}, {work.result, 2}})) return 0;
+  if (!begin_alike<T>(work.rows, {{work.input, 0}, {work.result, 1}, {work.grad, 3}})) return 0;
   return ring_blocks(sizeof(T), work.grad == nullptr ? 1 : 2, work.mask != nullptr || work.queries > 0, work.classes);
 }
 

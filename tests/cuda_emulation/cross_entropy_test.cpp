@@ -13,7 +13,7 @@ struct Case {
   int multiprocessors;
   bool clusters;        // whether the kernels are compiled for them
   bool beside = true;   // classes lie beside one another; otherwise rows do
-  int lanes = 0;        // of the regime Lanes, where it is not to be picked
+  int lanes = 0;        // of tiles, where they are not to be picked
   bool extras = false;  // class mask, class weights, label smoothing, z-loss
   bool probabilities = false;
   int alike = -1;       // so many elements behind a multiple of 16 bytes all operands but the mask begin; or anywhere
@@ -79,7 +79,7 @@ class Problem {
     for (std::int64_t r = 0; r < of.rows; ++r) expected_.push_back(softmax_of(r));
   }
 
-  CrossEntropyRegime::Kind check(Mode mode) {
+  RowRegime::Kind check(Mode mode) {
     std::fill(gradient_.begin(), gradient_.end(), element<T>(std::nan("")));
     std::fill(loss_.begin(), loss_.end(), A(7));
     for (std::int64_t r = 0; r < of_.rows; ++r) {
@@ -87,8 +87,8 @@ class Problem {
       softmax_[r] = mode == Mode::Backward ? Softmax<A>{A(softmax.max), A(softmax.sum)} : Softmax<A>{A(7), A(7)};
     }
     const auto regime = run(mode);
-    const auto what = "kind " + std::to_string(regime.kind) + " shape " + std::to_string(regime.shape) + " slices " +
-                      std::to_string(regime.slices) + " lanes " + std::to_string(regime.lanes) + " mode " +
+    const auto what = "kind " + std::to_string(regime.kind) + " width " + std::to_string(regime.width) + " slices " +
+                      std::to_string(regime.slices) + " lanes " + std::to_string(regime.shape.lanes) + " mode " +
                       std::to_string(int(mode)) + " rows " + std::to_string(of_.rows) + " classes " +
                       std::to_string(of_.classes) + " extras " + std::to_string(of_.extras) + " probabilities " +
                       std::to_string(of_.probabilities);
@@ -103,7 +103,7 @@ class Problem {
   }
   bool allows(std::int64_t row, std::int64_t c) { return !of_.extras || class_mask_[offset(row, c)]; }
 
-  CrossEntropyRegime run(Mode mode) {
+  RowRegime run(Mode mode) {
     CrossEntropyCall<T, A> call{};
     auto& work = call.work;
     const std::int64_t row_stride = of_.beside ? of_.classes : 1, class_stride = of_.beside ? 1 : of_.rows;
@@ -124,10 +124,11 @@ class Problem {
     call.order = order_.data();
     call.kept = kept_.data();
     emulation::ptx_version = of_.clusters ? 90 : 89;
-    auto regime = pick_cross_entropy_regime(mode, of_.rows, of_.classes, sizeof(T), of_.beside,
-                                            cross_entropy_ring_blocks(work, mode), of_.multiprocessors);
-    if (of_.lanes > 0) regime.lanes = of_.lanes;
-    Buffer<RowPart<A>> parts(of_.rows * regime.slices);
+    auto facts = cross_entropy_facts(work);
+    facts.ring_blocks = cross_entropy_ring_blocks(work, mode);
+    auto regime = pick_cross_entropy_regime(mode, facts, cross_entropy_extras(work), of_.multiprocessors);
+    if (of_.lanes > 0) regime.shape = {of_.lanes, 128};
+    Buffer<unsigned char> parts(of_.rows * regime.slices * cross_entropy_part_bytes(work));
     call.parts = parts.data();
     run_cross_entropy(call, mode, regime, of_.multiprocessors, nullptr);
     return regime;
@@ -253,7 +254,7 @@ class CrossEntropyKernel : public ::testing::Test {
     of.alike = alike;
     for (const auto mode : {Mode::Forward, Mode::ForwardGrad}) {
       Problem<T> problem(of, unsigned(of.classes));
-      with_schedules(random_schedules, [&] { EXPECT_EQ(problem.check(mode), CrossEntropyRegime::Ring); });
+      with_schedules(random_schedules, [&] { EXPECT_EQ(problem.check(mode), RowRegime::Ring); });
       if (::testing::Test::HasFailure()) return;
     }
   }
@@ -311,12 +312,11 @@ TEST(CrossEntropyRegime, ClustersAreUpToWhatTheKernelsAreCompiledFor) {
   for (const int version : {75, 80, 89, 90, 100, 120}) {
     emulation::ptx_version = version;
     for (const std::int64_t rows : {2048, 20}) {  // of 128 KB
-      const auto regime = pick_cross_entropy_regime(Mode::ForwardGrad, rows, 32000, 4, true, 0, 132);
-      EXPECT_EQ(regime.kind == CrossEntropyRegime::Packs && regime.slices > 1, version >= 90) << version;
+      const RowFacts facts{rows, 32000, 4, true, true, false, /*ring_blocks=*/1};
+      const auto regime = pick_cross_entropy_regime(Mode::ForwardGrad, facts, CrossEntropyExtras::None, 132);
+      EXPECT_EQ(regime.kind == RowRegime::Ring, version >= 90 && rows == 2048) << version;
+      EXPECT_EQ(regime.kind == RowRegime::Packs && regime.slices > 1, rows == 20) << version;
     }
-    EXPECT_EQ(pick_cross_entropy_regime(Mode::Forward, 2048, 32000, 4, true, 0, 132).slices, 1) << version;
-    const auto plain = pick_cross_entropy_regime(Mode::ForwardGrad, 2048, 32000, 4, true, 1, 132);
-    EXPECT_EQ(plain.kind == CrossEntropyRegime::Ring, version >= 90) << version;
   }
   emulation::ptx_version = 90;
 }
@@ -369,6 +369,26 @@ TYPED_TEST(CrossEntropyKernel, ClassesApart) {
       if (kShort && (rows > 40 || classes > 100)) continue;
       this->check({rows, classes, 2, false, /*beside=*/false});
     }
+  }
+}
+
+// Packs of neighbouring rows.
+TYPED_TEST(CrossEntropyKernel, RowsInPacks) {
+  for (const std::int64_t classes : {2, 21, 70, 300}) {
+    if (kShort && classes > 21) continue;
+    Case of{24, classes, 1, false, /*beside=*/false};
+    of.alike = 0;
+    this->check(of);
+  }
+}
+
+// Whole packs, of several rows a warp, and of a block.
+TYPED_TEST(CrossEntropyKernel, WholePacks) {
+  for (const std::int64_t classes : {8, 40, 256, 1000, 2048}) {
+    if (kShort && classes > 256) continue;
+    Case of{11, classes, 1, false};
+    of.alike = 0;
+    this->check(of);
   }
 }
 

@@ -21,8 +21,9 @@ struct Case {
   bool grad_apart = false;  // classes of what arrives from upstream are not neighbours
   bool special = false;     // infinities and NaN where they are kept
   int multiprocessors = 1;
-  int lanes = 0;   // of the regime Lanes, where it is not to be picked
-  int alike = -1;  // so many elements behind a multiple of 16 bytes all operands but the mask begin; or anywhere
+  int lanes = 0;     // of tiles, where they are not to be picked
+  int alike = -1;    // so many elements behind a multiple of 16 bytes all operands but the mask begin; or anywhere
+  double value = 0;  // of all elements, where it is not 0
 };
 
 template <class T>
@@ -53,6 +54,7 @@ class Problem {
         mask_[mask_offset(r, c)] = mask_byte(r % 4 != 3 && (c / 8 + r) % 3 != 0 && random_() % 3 != 0, random_);
       }
     }
+    if (of.value != 0) std::fill(input_.begin(), input_.end(), element<T>(of.value));
     if (of.special) {
       constexpr double infinity = std::numeric_limits<double>::infinity(),
                        of_kind[] = {infinity, std::nan(""), -infinity};
@@ -71,19 +73,20 @@ class Problem {
     }
   }
 
-  SoftmaxRegime::Kind check() {
+  RowRegime::Kind check() {
     std::fill(result_.begin(), result_.end(), element<T>(7));
     const bool reads = pass_ == Pass::LogsumexpBackward;
     Buffer<A> reduced(of_.rows);
     for (std::int64_t r = 0; r < of_.rows; ++r) reduced[r] = reads ? reduced_[r] : A(7);
     const auto regime = run(reduced);
-    SCOPED_TRACE("kind " + std::to_string(regime.kind) + " shape " + std::to_string(regime.shape) + " lanes " +
-                 std::to_string(regime.lanes) + " pass " + std::to_string(int(pass_)) + " rows " +
-                 std::to_string(of_.rows) + " classes " + std::to_string(of_.classes) + " mask " +
-                 std::to_string(int(of_.mask)) + " causal " + std::to_string(of_.causal));
+    SCOPED_TRACE("kind " + std::to_string(regime.kind) + " lanes " + std::to_string(regime.shape.lanes) + " width " +
+                 std::to_string(regime.width) + " slices " + std::to_string(regime.slices) + " pass " +
+                 std::to_string(int(pass_)) + " rows " + std::to_string(of_.rows) + " classes " +
+                 std::to_string(of_.classes) + " mask " + std::to_string(int(of_.mask)) + " causal " +
+                 std::to_string(of_.causal));
     for (std::int64_t r = 0; r < of_.rows && !::testing::Test::HasFailure(); ++r) {
       if (pass_ == Pass::Logsumexp) {
-        check_number<A>(reduced[r], log_sum_exp_of(r), r, -1, 4);
+        check_number<A>(reduced[r], log_sum_exp(softmax_of(r)), r, -1, 4);
       } else {
         check_row(r);
       }
@@ -111,7 +114,7 @@ class Problem {
     return (!of_.causal || c <= r % queries()) && (of_.mask == Mask::None || mask_[mask_offset(r, c)]);
   }
 
-  SoftmaxRegime run(Buffer<A>& reduced) {
+  RowRegime run(Buffer<A>& reduced) {
     const bool forward = pass_ == Pass::Softmax || pass_ == Pass::LogSoftmax || pass_ == Pass::Logsumexp;
     const bool has_grad = pass_ == Pass::SoftmaxBackward || pass_ == Pass::LogSoftmaxBackward;
     const std::int64_t row = of_.beside ? width_ : 1, step = of_.beside ? 1 : width_, twice = of_.grad_apart ? 2 : 1;
@@ -141,16 +144,16 @@ class Problem {
     work.rows = make_rows<4>({of_.rows}, strides);
     if (!forward && !has_grad) work.row_grad = row_grad_.data();
     if (pass_ == Pass::Logsumexp || work.row_grad != nullptr) work.reduced = reduced.data();
-    const bool beside = work.input_stride == 1 && work.grad_stride == 1 && work.result_stride == 1 &&
-                        (work.mask_stride == 0 || work.mask_stride == 1);
-    auto regime = pick_softmax_regime(pass_, of_.rows, of_.classes, sizeof(T), beside, !of_.beside && twice == 1,
-                                      softmax_ring_blocks(work, pass_), of_.multiprocessors);
-    if (of_.lanes > 0) regime.lanes = of_.lanes;
-    run_softmax(work, pass_, regime, of_.multiprocessors, nullptr);
+    auto facts = softmax_facts(work);
+    facts.ring_blocks = softmax_ring_blocks(work, pass_);
+    auto regime = pick_softmax_regime(pass_, facts, of_.multiprocessors);
+    if (of_.lanes > 0) regime.shape = {of_.lanes, 128};
+    Buffer<A> parts(of_.rows * regime.slices * 2);
+    run_softmax(work, pass_, regime, parts.data(), of_.multiprocessors, nullptr);
     return regime;
   }
 
-  double log_sum_exp_of(std::int64_t r) {
+  Softmax<double> softmax_of(std::int64_t r) {
     double max = -std::numeric_limits<double>::infinity(), sum = 0;
     bool nan = false;
     for (std::int64_t c = 0; c < of_.classes; ++c) {
@@ -158,17 +161,19 @@ class Problem {
       max = std::max(max, number(input_[offset(r, c)]));
       nan |= std::isnan(number(input_[offset(r, c)]));
     }
-    if (nan) return std::nan("");
-    if (std::isinf(max)) return max;
+    if (nan) return {max, std::nan("")};
+    if (std::isinf(max)) return {max, 1};
     for (std::int64_t c = 0; c < of_.classes; ++c) {
       if (keeps(r, c)) sum += std::exp(number(input_[offset(r, c)]) - max);
     }
-    return max + std::log(sum);
+    return {max, sum};
   }
 
   void check_row(std::int64_t r) {
     const bool forward = pass_ == Pass::Softmax || pass_ == Pass::LogSoftmax;
-    const double lse = forward ? log_sum_exp_of(r) : 0, masked = pass_ == Pass::LogSoftmax ? -HUGE_VAL : 0;
+    const auto softmax = forward ? softmax_of(r) : Softmax<double>{};
+    const double lse = log_sum_exp(softmax), log_sum = std::log(softmax.sum),
+                 masked = pass_ == Pass::LogSoftmax ? -HUGE_VAL : 0;
     double sum = 0, size = 0;
     for (std::int64_t c = 0; c < of_.classes && !forward; ++c) {
       if (!keeps(r, c)) continue;
@@ -186,9 +191,9 @@ class Problem {
       const double x = number(input_[offset(r, c)]), grad = number(grad_[grad_offset(r, c)]);
       double expected = 0, terms = 0;
       switch (pass_) {
-        case Pass::Softmax: expected = std::isinf(lse) ? std::nan("") : std::exp(x - lse); break;
+        case Pass::Softmax: expected = std::isinf(lse) ? std::nan("") : std::exp(x - softmax.max) / softmax.sum; break;
         case Pass::LogSoftmax:
-          expected = std::isinf(lse) ? std::nan("") : x - lse, terms = std::abs(x) + std::abs(lse);
+          expected = std::isinf(lse) ? std::nan("") : x - softmax.max - log_sum, terms = std::abs(x) + std::abs(lse);
           break;
         case Pass::SoftmaxBackward: expected = x * (grad - sum), terms = std::abs(x) * (std::abs(grad) + size); break;
         case Pass::LogSoftmaxBackward:
@@ -229,7 +234,7 @@ class SoftmaxKernel : public ::testing::Test {
  protected:
   static void check(const Case& of, int random_schedules = 1) {
     for (const auto pass : kPasses) {
-      if (of.special && int(pass) > int(Pass::Logsumexp)) continue;
+      if ((of.special || of.value != 0) && int(pass) > int(Pass::Logsumexp)) continue;
       Problem<T> problem(of, pass, unsigned(of.classes * 31 + of.rows));
       with_schedules(random_schedules, [&] { problem.check(); });
       if (::testing::Test::HasFailure()) return;
@@ -242,7 +247,7 @@ class SoftmaxKernel : public ::testing::Test {
     for (const auto pass : kPasses) {
       if (pass == Pass::LogsumexpBackward || (of.special && int(pass) > int(Pass::Logsumexp))) continue;
       Problem<T> problem(of, pass, unsigned(of.classes * 31 + of.rows));
-      with_schedules(random_schedules, [&] { EXPECT_EQ(problem.check(), SoftmaxRegime::Ring); });
+      with_schedules(random_schedules, [&] { EXPECT_EQ(problem.check(), RowRegime::Ring); });
       if (::testing::Test::HasFailure()) return;
     }
   }
@@ -307,6 +312,56 @@ TYPED_TEST(SoftmaxKernel, ClassesApart) {
     for (const std::int64_t rows : {1, 37, 70}) {
       if (kShort && (rows > 40 || classes > 100)) continue;
       this->check({.rows = rows, .classes = classes, .beside = false, .multiprocessors = 2});
+    }
+  }
+}
+
+// Packs of neighbouring rows, by one lane a row and more, of rows that are held and longer ones.
+TYPED_TEST(SoftmaxKernel, RowsInPacks) {
+  for (const std::int64_t classes : {2, 9, 21, 70, 300}) {
+    for (const auto mask : {Mask::None, Mask::Shared, Mask::OfRows, Mask::Apart}) {
+      if (kShort && (classes > 21 || mask == Mask::OfRows)) continue;
+      this->check({.rows = 24, .classes = classes, .mask = mask, .beside = false, .alike = 0});
+    }
+  }
+  this->check({.rows = 40, .classes = 30, .mask = Mask::Apart, .beside = false, .gap = 8, .alike = 0});
+  if (!kShort) this->check({.rows = 5000, .classes = 5, .mask = Mask::Apart, .beside = false, .alike = 0}, 0);
+}
+
+// Whole packs, of several rows a warp, of a warp and of a block.
+TYPED_TEST(SoftmaxKernel, WholePacks) {
+  for (const std::int64_t classes : {8, 16, 40, 120, 256, 520, 1000, 2048, 4104}) {
+    if (kShort && classes > 256) continue;
+    for (const auto mask : {Mask::None, Mask::Dense, Mask::Shared}) {
+      this->check({.rows = 11, .classes = classes, .mask = mask, .alike = 0});
+    }
+    this->check({.rows = 11, .classes = classes, .mask = Mask::None, .causal = true, .alike = 0});
+  }
+  if (!kShort) this->check({.rows = 1500, .classes = 64, .alike = 0}, 0);
+}
+
+// One row, and many multiprocessors that would have nothing to do.
+TYPED_TEST(SoftmaxKernel, FewRowsInParts) {
+  for (const std::int64_t classes : {8200, 17000, 40000, 70001}) {
+    if (kShort && classes > 9000) continue;
+    for (const bool aligned : {false, true}) {
+      this->check({.rows = 2, .classes = classes, .causal = !aligned, .multiprocessors = 20, .alike = aligned ? 0 : -1},
+                  !aligned);
+    }
+  }
+}
+
+// All kept elements are the lowest number there is, or the largest one: their exponentials are alike.
+TYPED_TEST(SoftmaxKernel, LowestAndLargest) {
+  const double largest = std::is_same_v<TypeParam, __nv_bfloat16> ? 3.3895313892515355e38
+                         : std::is_same_v<TypeParam, __half>      ? 65504
+                         : std::is_same_v<TypeParam, float>       ? std::numeric_limits<float>::max()
+                                                                  : std::numeric_limits<double>::max();
+  for (const double value : {-largest, largest, -largest / 1.5, -100.0, -200.0}) {
+    for (const bool beside : {true, false}) {
+      for (const std::int64_t classes : {40, 700}) {
+        this->check({.rows = 8, .classes = classes, .beside = beside, .alike = 0, .value = value}, 0);
+      }
     }
   }
 }
