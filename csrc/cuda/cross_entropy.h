@@ -20,7 +20,7 @@ class CrossEntropyRun {
     call_.work = of;
     auto facts = cross_entropy_facts(of);
     facts.ring_blocks = cross_entropy_ring_blocks(of, mode);
-    regime_ = pick_cross_entropy_regime(mode, facts, cross_entropy_extras(of), device.multiprocessors);
+    regime_ = pick_cross_entropy_regime(facts, cross_entropy_extras(of), device.multiprocessors);
   }
 
   bool lists_rows() const { return regime_.kind != RowRegime::Tiles; }

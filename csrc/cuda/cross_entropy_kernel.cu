@@ -312,7 +312,7 @@ void run_mode(const CrossEntropyCall<T, A>& call, const RowRegime& regime, int m
 
 }  // namespace
 
-RowRegime pick_cross_entropy_regime(Mode mode, RowFacts facts, Extras extras, int multiprocessors) {
+RowRegime pick_cross_entropy_regime(RowFacts facts, Extras extras, int multiprocessors) {
   if (facts.ring_blocks > 0 && !has_clusters()) facts.ring_blocks = 0;
   return pick_row_regime(facts, limits(extras), multiprocessors);
 }

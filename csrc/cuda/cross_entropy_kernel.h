@@ -44,8 +44,7 @@ template <class T, class A>
 int cross_entropy_ring_blocks(const CrossEntropyWork<T, A>& work, CrossEntropyMode mode);
 
 // For the current device.
-RowRegime pick_cross_entropy_regime(CrossEntropyMode mode, RowFacts facts, CrossEntropyExtras extras,
-                                    int multiprocessors);
+RowRegime pick_cross_entropy_regime(RowFacts facts, CrossEntropyExtras extras, int multiprocessors);
 
 template <class T, class A>
 std::int64_t cross_entropy_part_bytes(const CrossEntropyWork<T, A>& work);

@@ -245,8 +245,10 @@ __global__ void __launch_bounds__(256)
   });
 }
 
-Launch of_rows(std::int64_t rows, int multiprocessors) { return {grid(rows, multiprocessors, kThreads), kThreads}; }
-Launch of_fours(std::int64_t n, int multiprocessors) { return {grid(divide_up(n, 1024), multiprocessors, 256), 256}; }
+Launch of_rows(std::int64_t rows, int multiprocessors) { return {row_grid(rows, multiprocessors, kThreads), kThreads}; }
+Launch of_fours(std::int64_t n, int multiprocessors) {
+  return {row_grid(divide_up(n, 1024), multiprocessors, 256), 256};
+}
 
 }  // namespace
 

@@ -126,7 +126,7 @@ class Problem {
     emulation::ptx_version = of_.clusters ? 90 : 89;
     auto facts = cross_entropy_facts(work);
     facts.ring_blocks = cross_entropy_ring_blocks(work, mode);
-    auto regime = pick_cross_entropy_regime(mode, facts, cross_entropy_extras(work), of_.multiprocessors);
+    auto regime = pick_cross_entropy_regime(facts, cross_entropy_extras(work), of_.multiprocessors);
     if (of_.lanes > 0) regime.shape = {of_.lanes, 128};
     Buffer<unsigned char> parts(of_.rows * regime.slices * cross_entropy_part_bytes(work));
     call.parts = parts.data();
@@ -313,7 +313,7 @@ TEST(CrossEntropyRegime, ClustersAreUpToWhatTheKernelsAreCompiledFor) {
     emulation::ptx_version = version;
     for (const std::int64_t rows : {2048, 20}) {  // of 128 KB
       const RowFacts facts{rows, 32000, 4, true, true, false, /*ring_blocks=*/1};
-      const auto regime = pick_cross_entropy_regime(Mode::ForwardGrad, facts, CrossEntropyExtras::None, 132);
+      const auto regime = pick_cross_entropy_regime(facts, CrossEntropyExtras::None, 132);
       EXPECT_EQ(regime.kind == RowRegime::Ring, version >= 90 && rows == 2048) << version;
       EXPECT_EQ(regime.kind == RowRegime::Packs && regime.slices > 1, rows == 20) << version;
     }
