@@ -826,6 +826,32 @@ CrossEntropyRegime pick_cross_entropy_regime(Mode mode, std::int64_t rows, std::
           false};
 }
 
+std::vector<CrossEntropyRegime> cross_entropy_regimes(Mode mode, std::int64_t classes, std::int64_t element_bytes,
+                                                      bool contiguous, bool plain) {
+  using Regime = CrossEntropyRegime;
+  std::vector<Regime> all;
+  for (int lanes = 1; lanes <= (contiguous ? 32 : most_lanes(element_bytes)); lanes *= 2) {
+    all.push_back({Regime::Lanes, 0, 1, lanes, !contiguous});
+  }
+  if (!contiguous || element_bytes > 4) return all;
+  const auto bytes = classes * element_bytes;
+  const bool gradient = mode == Mode::ForwardGrad;
+  for (int shape = 0; shape < (gradient ? kShapeCount : kStreaming); ++shape) {
+    all.push_back({Regime::Packs, shape, 1, 1, false});
+    for (int slices = 2; slices <= kMaxSlices && slices * kFewBytes <= bytes; slices *= 2) {
+      if (gradient && has_clusters() && slices <= kMaxCluster && kShapes[shape].lanes > 32) {
+        all.push_back({Regime::Packs, shape, slices, 1, false});
+      }
+      if (shape < kStreaming) all.push_back({Regime::Slices, shape, slices, 1, false});
+    }
+  }
+  const auto most = element_bytes == 2 ? ring_bytes<__half>() : ring_bytes<float>();
+  for (int blocks = 1; plain && has_clusters() && mode != Mode::Backward && blocks <= kRingCluster; blocks *= 2) {
+    if (blocks * most >= bytes) all.push_back({Regime::Ring, 0, blocks, 1, false});
+  }
+  return all;
+}
+
 template <class T, class A>
 void run_cross_entropy(const CrossEntropyCall<T, A>& call, Mode mode, const CrossEntropyRegime& regime,
                        int multiprocessors, cudaStream_t stream) {

@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <vector>
+
 #include "common/cross_entropy.h"
 
 namespace masked_loss::cuda {
@@ -42,6 +44,10 @@ struct CrossEntropyRegime {
 CrossEntropyRegime pick_cross_entropy_regime(CrossEntropyMode mode, std::int64_t rows, std::int64_t classes,
                                              std::int64_t element_bytes, bool contiguous, bool plain,
                                              int multiprocessors);
+
+// All that such a call may be given, for whoever tries them.
+std::vector<CrossEntropyRegime> cross_entropy_regimes(CrossEntropyMode mode, std::int64_t classes,
+                                                      std::int64_t element_bytes, bool contiguous, bool plain);
 
 // Whether a call is that.
 template <class T, class A>

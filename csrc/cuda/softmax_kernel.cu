@@ -548,6 +548,19 @@ SoftmaxRegime pick_softmax_regime(Pass pass, std::int64_t rows, std::int64_t cla
   return {SoftmaxRegime::Packs, shape, 1, false};
 }
 
+std::vector<SoftmaxRegime> softmax_regimes(Pass pass, std::int64_t classes, std::int64_t element_bytes,
+                                           bool contiguous_classes, bool contiguous_rows) {
+  const bool rows_first = !contiguous_classes && contiguous_rows;
+  std::vector<SoftmaxRegime> all;
+  for (int lanes = 1; lanes <= (rows_first ? 16 : 32); lanes *= 2) {
+    all.push_back({SoftmaxRegime::Lanes, 0, lanes, rows_first});
+  }
+  if (!contiguous_classes || element_bytes > 4 || classes * element_bytes < 16) return all;
+  const int count = with_kind(pass, [](auto kind) { return int(std::size(shapes<kind()>())); });
+  for (int shape = 0; shape < count; ++shape) all.push_back({SoftmaxRegime::Packs, shape, 1, false});
+  return all;
+}
+
 template <class T, class A>
 void run_softmax(const SoftmaxWork<T, A>& work, Pass pass, const SoftmaxRegime& regime, int multiprocessors,
                  cudaStream_t stream) {

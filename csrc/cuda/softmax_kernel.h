@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <vector>
+
 #include "common/softmax.h"
 
 namespace masked_loss::cuda {
@@ -20,6 +22,10 @@ struct SoftmaxRegime {
 // `contiguous_classes`, `contiguous_rows`: whether they are contiguous in all operands with elements.
 SoftmaxRegime pick_softmax_regime(SoftmaxPass pass, std::int64_t rows, std::int64_t classes, std::int64_t element_bytes,
                                   bool contiguous_classes, bool contiguous_rows, int multiprocessors);
+
+// All that such a call may be given, for whoever tries them.
+std::vector<SoftmaxRegime> softmax_regimes(SoftmaxPass pass, std::int64_t classes, std::int64_t element_bytes,
+                                           bool contiguous_classes, bool contiguous_rows);
 
 // T is the device's type of the elements.
 template <class T, class A>
