@@ -4,7 +4,7 @@
 # what makes .venv, as python3 does by default.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup build cpp-tests test test-all emulated test-cuda bench-cuda cuda-link sanitize clang demo bench docs wheel lint format clean distclean
+.PHONY: help setup build cpp-tests test test-all emulated test-cuda bench-cuda bench-kernels cuda-link sanitize clang demo bench docs wheel lint format clean distclean
 
 GIVEN := $(filter-out undefined default,$(origin PYTHON))
 PYTHON ?= python3
@@ -30,7 +30,7 @@ export MASKED_LOSS_PROGRESS := 0
 
 BUILD := build/package
 SOURCES := CMakeLists.txt VERSION setup.py pyproject.toml $(wildcard cmake/* csrc/*.* csrc/*/*.* csrc/*/*/*.* python/src/*)
-CPP := $(filter-out %.txt,$(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* python/src/*.cpp tests/cpp/*.cpp tests/cpp/*.h tests/cuda_emulation/*.* tests/cuda_emulation/*/*.* examples/cpp/*.cpp))
+CPP := $(filter-out %.txt,$(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* python/src/*.cpp tests/cpp/*.cpp tests/cpp/*.h tests/cuda_emulation/*.* tests/cuda_emulation/*/*.* benchmarks/kernels/*.* examples/cpp/*.cpp))
 
 help:
 	@echo 'make demo     train a small character model and draw what the mask does'
@@ -38,6 +38,7 @@ help:
 	@echo 'make test-all  every test, CUDA kernels compiled and emulated, sanitizers, clang, the oldest torch'
 	@echo 'make bench    timings against torch.nn.functional'
 	@echo 'make test-cuda, make bench-cuda  the same on a GPU; make cuda-link  a CUDA build without one'
+	@echo 'make bench-kernels  one program, without torch, that times the kernels on a GPU'
 	@echo 'make wheel    a wheel, in build/dist'
 	@echo 'make docs     the documentation, into build/docs'
 	@echo 'make lint     ruff and clang-format; no Python in csrc/'
@@ -101,6 +102,10 @@ bench-cuda: setup
 	@architecture=$$($(PY) tools/test_cuda.py --require) && rm -f $(STATE)/built && \
 	  TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-$$architecture} $(MAKE) --no-print-directory build
 	@$(PY) benchmarks/run_cuda.py $(BENCH_ARGS)
+
+# One program that times every launcher on a GPU; needs nvcc, but neither torch nor a GPU. Prints where it is.
+bench-kernels:
+	@$(or $(wildcard $(PY)),python3) tools/check_cuda.py bench
 
 demo: build
 	@$(PY) examples/char_language_model.py $(DEMO_ARGS)

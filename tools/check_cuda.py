@@ -2,9 +2,12 @@
 """What can be known of the CUDA backend without a GPU; what cannot be run here says why.
 
 compile   nvcc compiles every kernel, none of which spills registers or has a stack frame, and g++ the host code against
-          this interpreter's torch, be it built without CUDA.
-emulate   The same kernels run on the CPU: their own tests with sanitizers, and the Python tests of everything that has
-          CUDA kernels. Every kernel that nvcc compiled has to be among those that were launched.
+          this interpreter's torch, be it built without CUDA. The machine code of sm_90 is looked at: rows move by bulk
+          copies, elements 16 bytes at a time, and registers leave room for the threads that keep the memory busy.
+emulate   The same kernels run on the CPU: their own tests with sanitizers, the kernel bench with small shapes, and the
+          Python tests of everything that has CUDA kernels. Every kernel that nvcc compiled has to be among those that
+          were launched.
+bench     Builds the kernel bench (benchmarks/kernels) for sm_90: one program, to be carried to a GPU.
 """
 
 import argparse
@@ -26,6 +29,32 @@ CCACHE = [shutil.which("ccache")] if shutil.which("ccache") else []
 
 # Kernels of N-sized work, for which a few bytes of stack do not show.
 COLD = {"plan_few_rows", "read_many_rows", "finish_many_rows", "weigh_sequences"}
+
+# What the machine code of kernels whose names begin so has to have, and must not have. The losses of elements differ in
+# their arithmetic alone.
+WIDE_LOAD, WIDE_STORE = r"LDG\.E\S*\.128", r"STG\.E\S*\.128"
+INSTRUCTIONS = {
+    "row_ring": ([r"UBLKCP\.S\.G"], [WIDE_LOAD, WIDE_STORE]),
+    "cross_entropy_packs": ([WIDE_LOAD], []),
+    "softmax_packs": ([WIDE_LOAD], []),
+    "scale_elements": ([WIDE_LOAD, WIDE_STORE], []),
+    "fill_lines": ([WIDE_LOAD, WIDE_STORE], []),
+    "pointwise_elements<formula::Mse": ([WIDE_LOAD, WIDE_STORE], []),
+    "moments_of_lines": ([WIDE_LOAD], []),
+    "moments_of_columns": ([r"LDG\.E\S*\.(64|128)"], []),
+    "affine_elements": ([WIDE_LOAD, WIDE_STORE], []),
+}
+# How many threads a multiprocessor has to hold at least, of its 65536 registers, so that enough loads are under way.
+THREADS = {
+    "scale_elements": 2048,
+    "fill_lines": 1536,
+    "fill_elements": 1536,
+    "affine_elements": 1024,
+    "pointwise_elements": 512,
+    "moments_of_lines": 512,
+    "moments_of_columns": 512,
+}
+DISASSEMBLER = ("nvidia-cuda-cuobjdump==13.5.37", "nvidia-cuda-nvdisasm==13.5.37")
 
 
 def sources(name):
@@ -101,32 +130,97 @@ def print_table(rows, architectures):
         print(f"{kernel:24}{dtype:16}{len(by[architectures[0]]):>10}{cells}{shared:>10}")
 
 
+def kernel_command(source, architecture, folder=BUILD, options=()):
+    """The command that compiles one file of kernels, and the object that it makes."""
+    number = architecture.removeprefix("sm_")
+    to = folder / f"{source.stem}.{architecture}.o"
+    return [*CCACHE, nvcc(), "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-I", "csrc", *options,
+            "-gencode", f"arch=compute_{number},code={architecture}", "-c", source, "-o", to], to  # fmt: skip
+
+
+def run_all(commands):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(run, commands))
+
+
+def cuobjdump():
+    """It comes with a toolkit that is whole; else from PyPI, into the build's folder."""
+    beside = shutil.which("cuobjdump", path=str(Path(os.path.realpath(nvcc())).parent))
+    found = beside or shutil.which("cuobjdump")
+    if found and shutil.which("nvdisasm", path=str(Path(found).parent)):
+        return found
+    folder = BUILD / "disassembler"
+    if not any(folder.glob("**/bin/nvdisasm")):
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*pip, "--target", folder, *DISASSEMBLER], check=True)
+    found = next(folder.glob("**/bin/cuobjdump"))
+    for program in found.parent.iterdir():
+        program.chmod(0o755)
+    return str(found)
+
+
+def read_accesses(program, outputs, names):
+    """Kernel -> its instructions that access global memory, of those that INSTRUCTIONS asks for.
+
+    `outputs` are what ptxas has said of each object, `names` are by symbols.
+    """
+    commands = []
+    for path, output in outputs.items():
+        symbols = {symbol for symbol, _ in read_resources(output)}
+        asked = [symbol for symbol in sorted(symbols) if names[symbol].startswith(tuple(INSTRUCTIONS))]
+        few = ["--function", ",".join(asked)] if len(asked) < 10 else []  # many by name take longer than all
+        commands += [[program, "--dump-sass", *few, path]] if asked else []
+    accesses = defaultdict(set)
+    for line in "".join(dump.stdout for dump in run_all(commands)).splitlines():
+        if "Function : " in line:
+            name = names[line.partition("Function : ")[2].strip()]
+        elif ("LDG" in line or "STG" in line or "UBLKCP" in line) and name.startswith(tuple(INSTRUCTIONS)):
+            accesses[name].add(re.search(r"(LDG|STG|UBLKCP)\S*", line)[0])
+    return accesses
+
+
+def check_accesses(accesses):
+    wrong = []
+    for kernel, (needed, forbidden) in INSTRUCTIONS.items():
+        instances = {name: found for name, found in accesses.items() if name.startswith(kernel)}
+        wrong += [] if instances else [f"{kernel} is not there"]
+        for name, found in instances.items():
+            has = {pattern: any(re.fullmatch(pattern, one) for one in found) for pattern in needed + forbidden}
+            wrong += [f"{name} lacks {pattern}" for pattern in needed if not has[pattern]]
+            wrong += [f"{name} has {pattern}" for pattern in forbidden if has[pattern]]
+    print(*(f"FAILED: {line}" for line in wrong), sep="\n", end="\n" if wrong else "")
+    print(f"machine code: how {len(accesses)} kernels access memory {'FAILED' if wrong else 'is as it should be'}")
+    return not wrong
+
+
+def check_registers(rows):
+    passed = True
+    for (name, architecture), (registers, *_) in sorted(rows.items()):
+        threads = THREADS.get(name.partition("<")[0], 0)
+        if -(-registers // 8) * 8 * threads > 65536:
+            passed = False
+            print(f"FAILED: {name} for {architecture}: {registers} registers, too many for {threads} threads")
+    return passed
+
+
 def compile_all(architectures):
-    compiler = nvcc()
-    if compiler is None:
+    if nvcc() is None:
         print("skipped: nvcc is not found")
         return True
     BUILD.mkdir(parents=True, exist_ok=True)
     import torch.utils.cpp_extension as extension
 
-    def kernel(source, architecture):
-        number = architecture.removeprefix("sm_")
-        return [*CCACHE, compiler, "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-I", "csrc",
-                "-gencode", f"arch=compute_{number},code={architecture}",
-                "-c", source, "-o", BUILD / f"{source.stem}.{architecture}.o"]  # fmt: skip
-
     def host(source):
-        folders = [ROOT / "csrc", ROOT / "csrc" / "include", *extension.include_paths(), toolkit(compiler)]
+        folders = [ROOT / "csrc", ROOT / "csrc" / "include", *extension.include_paths(), toolkit(nvcc())]
         # The wheels without CUDA lack one generated header.
         return [*CCACHE, os.environ.get("CXX", "g++"), "-std=c++20", "-Wall", "-DAT_PER_OPERATOR_HEADERS",
                 "-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", "-fPIC",
                 *(word for folder in folders for word in ("-isystem", folder)),
                 "-c", source, "-o", BUILD / f"{source.stem}.o"]  # fmt: skip
 
-    commands = [kernel(s, a) for s in sources("MASKED_LOSS_CUDA_KERNELS") for a in architectures]
-    commands += [host(source) for source in sources("MASKED_LOSS_CUDA_HOST")]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(run, commands))
+    kernels = sources("MASKED_LOSS_CUDA_KERNELS")
+    commands = [kernel_command(source, architecture) for source in kernels for architecture in architectures]
+    results = run_all([c for c, _ in commands] + [host(source) for source in sources("MASKED_LOSS_CUDA_HOST")])
     failed = any(result.returncode != 0 for result in results)
     resources = read_resources("".join(result.stderr for result in results))
     names = demangled(sorted({name for name, _ in resources}))
@@ -140,8 +234,34 @@ def compile_all(architectures):
             print(
                 f"{'cold' if cold else 'FAILED'}: {name} for {architecture}: {stack} bytes of stack, {spilled} spilled"
             )
+    failed |= not check_registers(rows)
+    if not failed and "sm_90" in architectures:
+        said = {path: result.stderr for (_, path), result in zip(commands, results, strict=False)}
+        outputs = {path: output for path, output in said.items() if ".sm_90." in path.name}
+        failed |= not check_accesses(read_accesses(cuobjdump(), outputs, names))
     print(f"{len(set(names.values()))} kernels for {', '.join(architectures)}: {'FAILED' if failed else 'compiled'}")
     return not failed
+
+
+def build_bench(architecture="sm_90"):
+    if nvcc() is None:
+        print("nvcc is not found")
+        return False
+    folder = ROOT / "build" / "kernel_bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    kernels = [kernel_command(source, architecture) for source in sources("MASKED_LOSS_CUDA_KERNELS")]
+    here = ROOT / "benchmarks" / "kernels"
+    bench = [kernel_command(source, architecture, folder, ["-I", here]) for source in sorted(here.glob("*.cu"))]
+    if any(result.returncode != 0 for result in run_all([command for command, _ in kernels + bench])):
+        return False
+    program = folder / "kernels"
+    # What is not on every machine goes into the program: CUDA's runtime already does.
+    link = [nvcc(), "-Xcompiler", "-static-libstdc++,-static-libgcc", "-o", program, *(o for _, o in kernels + bench)]
+    if run(link).returncode != 0:
+        return False
+    print(f"{program}: carry this one file to a GPU of {architecture}; benchmarks/kernels/main.cu has its options")
+    return True
 
 
 # What has CUDA kernels behind it; what compiles, builds or starts other processes is the same for every kernel.
@@ -204,7 +324,8 @@ def emulate(build, pytest_arguments):
         return True
     # Without a sanitizer (masked_loss_kernel_tests) the same tests can tell nothing more.
     asan, tsan = programs = ["masked_loss_kernel_tests_asan", "masked_loss_kernel_tests_tsan"]
-    built = subprocess.run(["cmake", "--build", build, "--target", "masked_loss_emulated", *programs])
+    bench = "masked_loss_kernel_bench"
+    built = subprocess.run(["cmake", "--build", build, "--target", "masked_loss_emulated", bench, *programs])
     if built.returncode != 0:
         return False
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -219,6 +340,9 @@ def emulate(build, pytest_arguments):
         "pytest": [*pytest, *(pytest_arguments or python_tests)],
         tsan: [*fixed, tests / tsan, "--gtest_brief=1"],
         asan: [tests / asan, "--gtest_brief=1"],
+        f"{bench} --shapes": [tests / bench, "--shapes", " fp32 "],
+        bench: [tests / bench],
+        f"{bench} --spoil": [tests / bench, "--spoil"],
     }
     environments = {
         "pytest": {
@@ -241,7 +365,7 @@ def emulate(build, pytest_arguments):
         passed = result.returncode == 0
         output = (result.stdout + result.stderr).splitlines()
         (BUILD / f"{name}.log").write_text("\n".join(output))
-        summary = next((line for line in reversed(output) if re.search(r"passed|PASSED|FAILED|failed", line)), "")
+        summary = next((line for line in reversed(output) if re.search(r"passed|PASSED|FAILED|failed|wrong", line)), "")
         print(f"{name}: {'passed' if passed else 'FAILED'} in {time.monotonic() - start:.0f} s  {summary}", flush=True)
         if not passed:
             print("\n".join(output[-120:]), flush=True)
@@ -254,9 +378,11 @@ def emulate(build, pytest_arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["compile", "emulate"], help="compile, emulate; both by default")
+    parser.add_argument(
+        "what", nargs="*", default=["compile", "emulate"], help="compile, emulate, bench; the first two by default"
+    )
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "package", help="CMake's build tree, configured")
-    parser.add_argument("--architectures", default="sm_80,sm_90")
+    parser.add_argument("--architectures", default="sm_80,sm_90,sm_120")
     parser.add_argument("--pytest", default="", help="arguments for pytest, instead of the files that it runs else")
     arguments = parser.parse_args()
     passed = True
@@ -266,6 +392,8 @@ def main():
     if "emulate" in arguments.what:
         print("== CUDA kernels, emulated on the CPU", flush=True)
         passed &= emulate(arguments.build.resolve(), shlex.split(arguments.pytest))
+    if "bench" in arguments.what:
+        passed &= build_bench()
     return not passed
 
 

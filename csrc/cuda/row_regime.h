@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "common/rows.h"
 
@@ -112,6 +114,30 @@ inline RowRegime pick_row_regime(const RowFacts& of, const RowLimits& limits, in
                                                                                       : 64,
                                                                         lanes)),
           .slices = static_cast<int>(std::max<std::int64_t>(1, wanted))};
+}
+
+// What the same call may be given instead of what was picked, for whoever tries them all.
+inline std::vector<RowRegime> other_regimes(const RowRegime& picked) {
+  std::vector<RowRegime> all;
+  if (picked.kind == RowRegime::Tiles) {
+    for (const auto& shape : kTileShapes) all.push_back({picked.kind, shape, 1, picked.width, picked.classes_first});
+    return all;
+  }
+  if (picked.kind == RowRegime::Ring) all.push_back(picked);
+  for (const auto& shape : kPackShapes) {
+    all.push_back({RowRegime::Packs, shape});
+    if (picked.kind == RowRegime::Packs && picked.slices > 1) {
+      all.push_back({RowRegime::Packs, shape, picked.slices});
+      all.push_back({RowRegime::Packs, shape, (picked.slices + 1) / 2});
+    }
+  }
+  return all;
+}
+
+inline std::string to_string(const RowRegime& of) {
+  constexpr const char* kinds[] = {"packs", "tiles", "ring"};
+  return std::string(kinds[of.kind]) + " of " + std::to_string(of.shape.lanes) + " lanes, " +
+         std::to_string(of.slices) + " slices";
 }
 
 // An operand that a thread reads or writes, among those of `rows`.

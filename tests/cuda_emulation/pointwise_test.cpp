@@ -74,23 +74,6 @@ struct Case {
   double divisor = 1;
 };
 
-// What a formula is tried with.
-template <class Formula>
-struct Values {
-  double input_from = -3, input_to = 3, target_from = -3, target_to = 3;
-  double numbers[kPointwiseNumbers] = {0.7, 1.5};
-
-  Values() {
-    if constexpr (std::is_same_v<Formula, formula::BinaryCrossEntropy>) input_from = 0.01, input_to = 0.99;
-    if constexpr (std::is_same_v<Formula, formula::KlDiv> || std::is_same_v<Formula, formula::PoissonNll> ||
-                  !Formula::broadcasts_target) {
-      target_from = 0, target_to = 1;
-    }
-    if constexpr (std::is_same_v<Formula, formula::PoissonNll>) input_from = 0.1;
-    if constexpr (std::is_same_v<Formula, formula::GaussianNll>) numbers[0] = 1, numbers[1] = 0.3;
-  }
-};
-
 template <class Formula, class T>
 class Problem {
  public:
@@ -111,7 +94,7 @@ class Problem {
         gradient_(n_),
         other_gradient_(n_),
         partials_(kMaxChunks) {
-    const Values<Formula> values;
+    const FormulaValues<Formula> values;
     fill(input_, values.input_from, values.input_to);
     fill(target_, values.target_from, values.target_to);
     fill(other_, 0.1, 2);
@@ -140,7 +123,7 @@ class Problem {
     work.share = share_.operand();
     work.weight = weight_.operand();
     work.coefficient = coefficient_.operand();
-    std::copy_n(Values<Formula>().numbers, kPointwiseNumbers, work.numbers);
+    std::copy_n(FormulaValues<Formula>().numbers, kPointwiseNumbers, work.numbers);
     const PointwiseDivisor divisor{of_.divisor, 1 / of_.divisor};
     A sum = -7;
     const auto run = [&](A* sum) {
