@@ -27,6 +27,9 @@ BUILD = ROOT / "build" / "cuda"
 KERNELS = BUILD / "kernels.txt"
 CCACHE = [shutil.which("ccache")] if shutil.which("ccache") else []
 
+# What the kernels are tuned for. Others have to compile, which need not take long.
+TUNED = ("sm_80", "sm_90")
+
 # Kernels of N-sized work, for which a few bytes of stack do not show.
 COLD = {"plan_few_rows", "read_many_rows", "finish_many_rows", "weigh_sequences"}
 
@@ -34,9 +37,8 @@ COLD = {"plan_few_rows", "read_many_rows", "finish_many_rows", "weigh_sequences"
 # their arithmetic alone.
 WIDE_LOAD, WIDE_STORE = r"LDG\.E\S*\.128", r"STG\.E\S*\.128"
 INSTRUCTIONS = {
-    "row_ring": ([r"UBLKCP\.S\.G"], [WIDE_LOAD, WIDE_STORE]),
-    "cross_entropy_packs": ([WIDE_LOAD], []),
-    "softmax_packs": ([WIDE_LOAD], []),
+    "row_ring": ([r"UBLKCP\.S\.G"], [WIDE_STORE]),
+    "row_packs": ([WIDE_LOAD], []),
     "scale_elements": ([WIDE_LOAD, WIDE_STORE], []),
     "fill_lines": ([WIDE_LOAD, WIDE_STORE], []),
     "pointwise_elements<formula::Mse": ([WIDE_LOAD, WIDE_STORE], []),
@@ -135,6 +137,7 @@ def kernel_command(source, architecture, folder=BUILD, options=()):
     number = architecture.removeprefix("sm_")
     to = folder / f"{source.stem}.{architecture}.o"
     return [*CCACHE, nvcc(), "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-I", "csrc", *options,
+            *([] if architecture in TUNED else ["--Ofast-compile=max"]),
             "-gencode", f"arch=compute_{number},code={architecture}", "-c", source, "-o", to], to  # fmt: skip
 
 
@@ -226,7 +229,9 @@ def compile_all(architectures):
     names = demangled(sorted({name for name, _ in resources}))
     rows = {(names[name], architecture): of for (name, architecture), of in resources.items()}
     KERNELS.write_text("".join(f"{name}\n" for name in sorted(set(names.values()))))
-    print_table(rows, architectures)
+    rows = {(name, architecture): of for (name, architecture), of in rows.items() if architecture in TUNED}
+    if rows:
+        print_table(rows, [architecture for architecture in architectures if architecture in TUNED])
     for (name, architecture), (_, stack, spilled, _) in sorted(rows.items()):
         if stack or spilled:
             cold = name.partition("<")[0] in COLD
