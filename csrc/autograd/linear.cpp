@@ -206,7 +206,9 @@ struct LinearKLFunction : Function<LinearKLFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto [tensors, of] = load_call<LinearKLCall>(ctx);
+    const auto saved = load_call<LinearKLCall>(ctx);
+    const auto& tensors = saved.tensors;
+    const auto& of = saved.options;  // no structured binding: lambdas capture it
     const auto *gradient = tensors.data(), *operand = gradient + 6;
     const auto mask = or_nullopt(operand[4]);
     const auto listed = [&](const auto& gradients) {

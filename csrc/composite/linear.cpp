@@ -79,7 +79,7 @@ OptionalTensor or_none(const Tensor& tensor) { return tensor.defined() ? Optiona
 // The divergences of rows; `keep` says which classes count.
 Tensor divergence_of(const Tensor& logits, const Tensor& target_logits, const Tensor& keep,
                      const LinearKLOptions& options) {
-  const SoftmaxSlices slices{SoftmaxKind::LogSoftmax, {-1}, /*causal=*/false};
+  const SoftmaxSlices slices{SoftmaxKind::LogSoftmax, -1, /*causal=*/false};
   const auto log_p = composite_softmax(logits, keep, slices), log_q = composite_softmax(target_logits, keep, slices);
   const auto none = at::zeros_like(log_p);
   // 0 log 0 is 0.
