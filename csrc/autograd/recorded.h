@@ -72,12 +72,6 @@ struct Function : torch::autograd::Function<T> {
   }
 };
 
-// An argument that may not be there, among saved tensors: undefined where it is not.
-inline Tensor or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
-inline OptionalTensor or_nullopt(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
-
 // What a backward pass needs of a call: tensors, and the options.
 template <class Options>
 struct SavedCall {

@@ -73,7 +73,7 @@ CrossEntropyWork<A, A> make_cross_entropy_work(const LinearBlock& block) {
   return work;
 }
 
-// A block for its own kernels. States, or what was saved of them, and what arrives at each row are still to be set.
+// A block for its own kernels.
 template <class A>
 LinearWork<A> make_linear_work(const LinearBlock& block) {
   LinearWork<A> work{};
@@ -87,6 +87,26 @@ LinearWork<A> make_linear_work(const LinearBlock& block) {
   work.target = data_of<std::int64_t>(block.target);
   work.label_smoothing = static_cast<A>(block.label_smoothing);
   work.z_loss = static_cast<A>(block.z_loss);
+  return work;
+}
+
+// The same to add it to states.
+template <class A>
+LinearWork<A> make_linear_work(const LinearBlock& block, const Tensor& states) {
+  auto work = make_linear_work<A>(block);
+  work.state = states_of<A>(states);
+  return work;
+}
+
+// The same to write its gradient, as LinearBackend::write.
+template <class A>
+LinearWork<A> make_linear_work(const LinearBlock& block, const Tensor& weight, const Tensor& saved,
+                               const Tensor& entropy_grad) {
+  auto work = make_linear_work<A>(block);
+  work.saved = reinterpret_cast<const LinearSaved<A>*>(data_of<A>(saved));
+  work.coefficient = data_of<A>(block.coefficient);
+  work.entropy_grad = data_of<A>(entropy_grad);
+  work.target_weight = data_of<A>(weight);
   return work;
 }
 

@@ -16,6 +16,12 @@ namespace masked_loss {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// An argument that may not be there, among tensors: undefined where it is not.
+inline Tensor or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
+inline OptionalTensor or_nullopt(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
 // An op of the library as a type: a struct with `name`, and `overload` if it has one, that inherits Op or
 // OpWithOptions.
 template <class Signature_>

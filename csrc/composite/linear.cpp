@@ -74,8 +74,6 @@ std::array<Tensor, n> gradients_of(const std::array<Tensor, n>& operands, const 
   return with(gradients, {});
 }
 
-OptionalTensor or_none(const Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
-
 // The divergences of rows; `keep` says which classes count.
 Tensor divergence_of(const Tensor& logits, const Tensor& target_logits, const Tensor& keep,
                      const LinearKLOptions& options) {
@@ -142,7 +140,7 @@ std::array<Tensor, 3> composite_linear_gradients(const Tensor& grad, const Tenso
   return gradients_of<3>({input, linear_weight, options.loss.linear_bias.value_or(Tensor())},
                          {options.input_grad, options.weight_grad, options.bias_grad}, grads, [&](const auto& of) {
                            auto with_bias = options;
-                           with_bias.loss.linear_bias = or_none(of[2]);
+                           with_bias.loss.linear_bias = or_nullopt(of[2]);
                            const auto result = composite_linear(of[0], of[1], target, mask, with_bias);
                            std::vector<Tensor> results{result.loss};
                            if (has_entropy) results.push_back(result.entropy);
@@ -152,8 +150,8 @@ std::array<Tensor, 3> composite_linear_gradients(const Tensor& grad, const Tenso
 
 Tensor composite_linear_kl(const LinearKLOperands& of, const OptionalTensor& mask, const LinearKLOptions& given) {
   auto options = given;
-  options.linear_bias = or_none(of[2]);
-  options.target_linear_bias = or_none(of[5]);
+  options.linear_bias = or_nullopt(of[2]);
+  options.target_linear_bias = or_nullopt(of[5]);
   const auto index = linear_kl_index(of[0]);
   const auto rows = check_linear_kl(of[0], of[1], of[3], of[4], index, mask, options);
   const auto type = accumulation_type(of[0].scalar_type());
@@ -271,8 +269,8 @@ LinearGradients rows_backward(const Tensor& grad, const OptionalTensor& entropy_
 
 LinearKLCall with_biases(const LinearKLOptions& options, const LinearKLOperands& of) {
   LinearKLCall result{options};
-  result.kl.linear_bias = or_none(of[2]);
-  result.kl.target_linear_bias = or_none(of[5]);
+  result.kl.linear_bias = or_nullopt(of[2]);
+  result.kl.target_linear_bias = or_nullopt(of[5]);
   return result;
 }
 

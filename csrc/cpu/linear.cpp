@@ -84,12 +84,8 @@ class Backend : public LinearBackend {
   }
 
   void visit(const LinearBlock& block, const Tensor& states) const override {
-    dispatch_wide(block.logits.scalar_type(), [&](auto a) {
-      using A = decltype(a);
-      auto work = make_linear_work<A>(block);
-      work.state = states_of<A>(states);
-      run(work, LinearMode::Visit);
-    });
+    dispatch_wide(block.logits.scalar_type(),
+                  [&](auto a) { run(make_linear_work<decltype(a)>(block, states), LinearMode::Visit); });
   }
 
   std::tuple<Tensor, Tensor, Tensor> conclude(const LinearBlock& rows, const Tensor& weight,
@@ -107,13 +103,7 @@ class Backend : public LinearBackend {
   void write(const LinearBlock& block, const Tensor& weight, const Tensor& saved,
              const Tensor& entropy_grad) const override {
     dispatch_wide(block.logits.scalar_type(), [&](auto a) {
-      using A = decltype(a);
-      auto work = make_linear_work<A>(block);
-      work.saved = reinterpret_cast<const LinearSaved<A>*>(data_of<A>(saved));
-      work.coefficient = data_of<A>(block.coefficient);
-      work.entropy_grad = data_of<A>(entropy_grad);
-      work.target_weight = data_of<A>(weight);
-      run(work, LinearMode::Write);
+      run(make_linear_work<decltype(a)>(block, weight, saved, entropy_grad), LinearMode::Write);
     });
   }
 
